@@ -1,0 +1,3 @@
+"""Strongroom: PostgreSQL databases and file vaults in one encrypted repository, and proof that they restore."""
+
+__version__ = "0.1.0"
