@@ -6,10 +6,14 @@
    store refuse a second put of a name, atomically where the store can.
 4. `delete` of an absent name is fine.
 5. Errors are Strongroom's: ObjectMissing, AlreadyExists, StorageDenied,
-   StorageFull, StorageUnreachable. Foreign errors never pass the adapter.
+   StorageFull, StorageUnreachable; and NotFound itself where the whole bucket
+   is missing, which must never look like an empty one. Foreign errors never
+   pass the adapter.
 
 Names are ASCII, parts joined by "/", of the letters a-z 0-9 . _ - and A-Z;
-no part is empty, "." or "..". Adapters may be called from many threads.
+no part is empty, "." or "..", or longer than 255. No name is another's
+directory: who stores `a/b` never stores `a` (file systems cannot hold both).
+Adapters may be called from many threads.
 """
 
 from __future__ import annotations
@@ -22,6 +26,9 @@ from typing import Protocol
 Buffer = bytes | bytearray | memoryview
 
 _NAME = re.compile(r"(?!\.{1,2}(?:/|$))[A-Za-z0-9._-]+(?:/(?!\.{1,2}(?:/|$))[A-Za-z0-9._-]+)*")
+
+_NAME_LIMIT = 512
+_PART_LIMIT = 255
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +43,12 @@ class Entry:
 
 @dataclass(frozen=True, slots=True)
 class Capabilities:
-    """What `init` found that the store can do; recorded in the repository's identity."""
+    """What `init` found that the store can do; recorded in the repository's identity.
+
+    `put_if_absent`: of several puts of one name, at once or in turn, exactly one succeeds;
+    `read_after_write`: get and list show a put, and list a delete, as soon as it returned;
+    `list_sorted`: a listing comes in ascending order of names.
+    """
 
     put_if_absent: bool
     read_after_write: bool
@@ -72,8 +84,17 @@ class Storage(Protocol):
         """Release connections; nothing is lost by not calling it."""
 
 
+def is_name(name: str) -> bool:
+    """Tell whether `name` is a well-formed object name; foreign files in a listing are not."""
+    return (
+        len(name) <= _NAME_LIMIT
+        and _NAME.fullmatch(name) is not None
+        and (len(name) <= _PART_LIMIT or max(map(len, name.split("/"))) <= _PART_LIMIT)
+    )
+
+
 def check_name(name: str) -> str:
     """Return `name`, or raise ValueError if it is not a well-formed object name."""
-    if not _NAME.fullmatch(name) or len(name) > 512:
+    if not is_name(name):
         raise ValueError(f"not an object name: {name!r}")
     return name
