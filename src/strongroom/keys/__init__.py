@@ -1,1 +1,1 @@
-"""Who may open a repository. `base` is the promise: wrap and unwrap; each other file is one holder."""
+"""Who may open a repository. `base` is the promise: wrap and unwrap; other files are holders."""
