@@ -9,8 +9,16 @@
 #define _GNU_SOURCE
 #include <Python.h>
 
+#include <dirent.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <malloc.h>
 #include <stdint.h>
+#include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
+#include <sys/xattr.h>
+#include <unistd.h>
 
 /* ------------------------------------------------------------ chunker proposals */
 
@@ -180,10 +188,628 @@ static PyObject *candidates(PyObject *module, PyObject *args)
     return joined;
 }
 
+/* ------------------------------------------------------------------- file facts */
+
+/* Layout of kernel.STAT: the first KEY_SIZE bytes are kernel.KEY. */
+#define KEY_SIZE 56
+#define STAT_SIZE 72
+#define BATCH 256
+
+static uint8_t *put32(uint8_t *to, uint32_t v)
+{
+    for (int i = 0; i < 4; i++)
+        to[i] = (uint8_t)(v >> (8 * i));
+    return to + 4;
+}
+
+static uint8_t *put64(uint8_t *to, uint64_t v)
+{
+    for (int i = 0; i < 8; i++)
+        to[i] = (uint8_t)(v >> (8 * i));
+    return to + 8;
+}
+
+/* Nanoseconds since 1970, held at the ends of what 64 bits can say. */
+static int64_t nanoseconds(struct timespec t)
+{
+    int64_t ns;
+    if (__builtin_mul_overflow((int64_t)t.tv_sec, (int64_t)1000000000, &ns) ||
+        __builtin_add_overflow(ns, (int64_t)t.tv_nsec, &ns))
+        return t.tv_sec < 0 ? INT64_MIN : INT64_MAX;
+    return ns;
+}
+
+static void pack_stat(uint8_t *to, const struct stat *st)
+{
+    to = put32(to, (uint32_t)st->st_mode);
+    to = put32(to, st->st_nlink > UINT32_MAX ? UINT32_MAX : (uint32_t)st->st_nlink);
+    to = put32(to, (uint32_t)st->st_uid);
+    to = put32(to, (uint32_t)st->st_gid);
+    to = put64(to, (uint64_t)st->st_rdev);
+    to = put64(to, (uint64_t)st->st_ino);
+    to = put64(to, (uint64_t)st->st_size);
+    to = put64(to, (uint64_t)nanoseconds(st->st_mtim));
+    to = put64(to, (uint64_t)nanoseconds(st->st_ctim));
+    to = put64(to, (uint64_t)st->st_dev);
+    put64(to, (uint64_t)st->st_blocks);
+}
+
+/* A block of memory that grows; the GIL is not needed for it. */
+typedef struct {
+    uint8_t *at;
+    size_t used, room;
+} arena;
+
+static uint8_t *arena_take(arena *a, size_t size)
+{
+    if (a->room - a->used < size) {
+        size_t room = a->room ? a->room * 2 : 4096;
+        while (room - a->used < size)
+            room *= 2;
+        uint8_t *at = PyMem_RawRealloc(a->at, room);
+        if (!at)
+            return NULL;
+        a->at = at;
+        a->room = room;
+    }
+    a->used += size;
+    return a->at + a->used - size;
+}
+
+/* -------------------------------------------------------------- scan a directory */
+
+typedef struct {
+    uint64_t inode;
+    size_t name; /* offset in the arena */
+    uint32_t length;
+    int error;
+    uint8_t stat[STAT_SIZE];
+} seen;
+
+typedef struct {
+    arena names, items;
+    int error; /* of the listing itself */
+} listing;
+
+static int read_names(DIR *directory, listing *out)
+{
+    struct dirent *entry;
+    while (errno = 0, (entry = readdir(directory))) {
+        const char *name = entry->d_name;
+        if (name[0] == '.' && (!name[1] || (name[1] == '.' && !name[2])))
+            continue;
+        size_t length = strlen(name), at = out->names.used;
+        uint8_t *text = arena_take(&out->names, length + 1);
+        seen *item = (seen *)arena_take(&out->items, sizeof(seen));
+        if (!text || !item)
+            return -1;
+        memcpy(text, name, length + 1);
+        item->inode = entry->d_ino;
+        item->name = at;
+        item->length = (uint32_t)length;
+        item->error = 0;
+    }
+    out->error = errno;
+    return 0;
+}
+
+static int by_inode(const void *a, const void *b)
+{
+    uint64_t x = ((const seen *)a)->inode, y = ((const seen *)b)->inode;
+    return x < y ? -1 : x > y;
+}
+
+static int by_name(const void *a, const void *b, void *names)
+{
+    const seen *x = a, *y = b;
+    size_t shorter = x->length < y->length ? x->length : y->length;
+    int order = memcmp((uint8_t *)names + x->name, (uint8_t *)names + y->name, shorter);
+    return order ? order : x->length < y->length ? -1 : x->length > y->length;
+}
+
+static void stat_some(int fd, const listing *l, size_t from, size_t to)
+{
+    seen *items = (seen *)l->items.at;
+    for (size_t i = from; i < to; i++) {
+        struct stat st;
+        const char *name = (const char *)l->names.at + items[i].name;
+        int failed;
+        do
+            failed = fstatat(fd, name, &st, AT_SYMLINK_NOFOLLOW | AT_NO_AUTOMOUNT);
+        while (failed && errno == EINTR);
+        if (failed)
+            items[i].error = errno;
+        else
+            pack_stat(items[i].stat, &st);
+    }
+}
+
+static PyObject *failed_list(const listing *l, size_t count)
+{
+    const seen *items = (const seen *)l->items.at;
+    PyObject *failed = PyList_New(0);
+    for (size_t i = 0; failed && i < count + 1; i++) {
+        int error = i < count ? items[i].error : l->error;
+        if (!error)
+            continue;
+        PyObject *pair = i < count ? Py_BuildValue("(y#i)", l->names.at + items[i].name,
+                                                   (Py_ssize_t)items[i].length, error)
+                                   : Py_BuildValue("(y#i)", "", (Py_ssize_t)0, error);
+        if (!pair || PyList_Append(failed, pair) < 0)
+            Py_CLEAR(failed);
+        Py_XDECREF(pair);
+    }
+    return failed;
+}
+
+static PyObject *listing_result(const listing *l, size_t count)
+{
+    const seen *items = (const seen *)l->items.at;
+    size_t good = 0;
+    for (size_t i = 0; i < count; i++)
+        good += !items[i].error;
+    PyObject *names = PyList_New((Py_ssize_t)good);
+    PyObject *kinds = PyBytes_FromStringAndSize(NULL, (Py_ssize_t)good);
+    PyObject *stats = PyBytes_FromStringAndSize(NULL, (Py_ssize_t)(good * STAT_SIZE));
+    PyObject *failed = failed_list(l, count);
+    if (!names || !kinds || !stats || !failed)
+        goto fault;
+    for (size_t i = 0, to = 0; i < count; i++) {
+        if (items[i].error)
+            continue;
+        PyObject *name = PyBytes_FromStringAndSize((char *)l->names.at + items[i].name,
+                                                   (Py_ssize_t)items[i].length);
+        if (!name)
+            goto fault;
+        PyList_SET_ITEM(names, (Py_ssize_t)to, name);
+        memcpy(PyBytes_AS_STRING(stats) + to * STAT_SIZE, items[i].stat, STAT_SIZE);
+        PyBytes_AS_STRING(kinds)[to++] = (char)((items[i].stat[1] >> 4) & 0xF);
+    }
+    return Py_BuildValue("(NNNN)", names, kinds, stats, failed);
+fault:
+    Py_XDECREF(names);
+    Py_XDECREF(kinds);
+    Py_XDECREF(stats);
+    Py_XDECREF(failed);
+    return NULL;
+}
+
+static int list_names(int fd, listing *l)
+{
+    int failed = 0, copy;
+    DIR *directory = NULL;
+    Py_BEGIN_ALLOW_THREADS
+    copy = fcntl(fd, F_DUPFD_CLOEXEC, 0);
+    if (copy >= 0 && !(directory = fdopendir(copy))) {
+        int error = errno;
+        close(copy);
+        errno = error;
+    }
+    if (directory) {
+        rewinddir(directory);
+        failed = read_names(directory, l);
+        closedir(directory);
+        if (!failed && l->items.used)
+            qsort(l->items.at, l->items.used / sizeof(seen), sizeof(seen), by_inode);
+    }
+    Py_END_ALLOW_THREADS
+    if (!directory)
+        PyErr_SetFromErrno(PyExc_OSError);
+    else if (failed)
+        PyErr_NoMemory();
+    return directory && !failed ? 0 : -1;
+}
+
+PyDoc_STRVAR(scan_dir_doc, "scan_dir(fd) -> (names, kinds, stats, failed)");
+
+static PyObject *scan_dir(PyObject *module, PyObject *args)
+{
+    int fd;
+    PyObject *result = NULL;
+    listing l = {{0}, {0}, 0};
+    (void)module;
+    if (!PyArg_ParseTuple(args, "i:scan_dir", &fd) || list_names(fd, &l) < 0)
+        goto done;
+    size_t count = l.items.used / sizeof(seen);
+    for (size_t from = 0; from < count; from += BATCH) {
+        Py_BEGIN_ALLOW_THREADS
+        stat_some(fd, &l, from, from + BATCH < count ? from + BATCH : count);
+        Py_END_ALLOW_THREADS
+        if (PyErr_CheckSignals() < 0)
+            goto done;
+    }
+    if (count)
+        qsort_r(l.items.at, count, sizeof(seen), by_name, l.names.at);
+    result = listing_result(&l, count);
+done:
+    PyMem_RawFree(l.names.at);
+    PyMem_RawFree(l.items.at);
+    return result;
+}
+
+/* ------------------------------------------------------------- read small files */
+
+#define NOT_REGULAR (-1)
+#define TOO_LARGE (-2)
+#define NO_MEMORY (-3)
+#define NO_ROOM (-4)
+
+typedef struct {
+    const char *name;
+    int status;
+    size_t offset, length;
+    uint8_t stat[STAT_SIZE];
+    arena xattrs;
+} taken;
+
+static int xattr_head(arena *out, const char *name)
+{
+    size_t length = strlen(name);
+    uint8_t *to = arena_take(out, 2 + length);
+    if (!to)
+        return -1;
+    to[0] = (uint8_t)length, to[1] = (uint8_t)(length >> 8);
+    memcpy(to + 2, name, length);
+    return 0;
+}
+
+/* An attribute that cannot be read: its name, length 2^32 - 1, and the error number. */
+static int xattr_failed(arena *out, const char *name, int error)
+{
+    uint8_t *to;
+    if (xattr_head(out, name) < 0 || !(to = arena_take(out, 8)))
+        return -1;
+    put32(put32(to, UINT32_MAX), (uint32_t)error);
+    return 0;
+}
+
+static int xattr_value(int fd, const char *name, arena *out)
+{
+    for (;;) {
+        ssize_t size = fgetxattr(fd, name, NULL, 0);
+        if (size < 0)
+            return errno == ENODATA ? 0 : xattr_failed(out, name, errno);
+        size_t before = out->used;
+        if (xattr_head(out, name) < 0)
+            return -1;
+        size_t at = out->used;
+        uint8_t *to = arena_take(out, 4 + (size_t)size);
+        if (!to)
+            return -1;
+        ssize_t got = fgetxattr(fd, name, to + 4, (size_t)size);
+        int error = errno;
+        out->used = before;
+        if (got >= 0) {
+            put32(out->at + at, (uint32_t)got);
+            out->used = at + 4 + (size_t)got;
+            return 0;
+        }
+        if (error != ERANGE)
+            return error == ENODATA ? 0 : xattr_failed(out, name, error);
+    }
+}
+
+static int read_xattrs(int fd, arena *out)
+{
+    char list[65536]; /* XATTR_LIST_MAX */
+    ssize_t size = flistxattr(fd, list, sizeof list);
+    if (size < 0)
+        return errno == ENOTSUP || errno == ENOSYS ? 0 : xattr_failed(out, "", errno);
+    for (char *name = list; name < list + size; name += strlen(name) + 1)
+        if (xattr_value(fd, name, out) < 0)
+            return -1;
+    return 0;
+}
+
+/* Read to the end of the file; a file that grew past `room` or `limit` says so. */
+static int read_whole(int fd, uint8_t *to, size_t room, size_t limit, taken *t, struct stat *st)
+{
+    size_t cap = room < limit + 1 ? room : limit + 1, total = 0;
+    size_t ask = (size_t)st->st_size + 1;
+    for (;;) {
+        if (total == cap)
+            return cap == limit + 1 ? TOO_LARGE : NO_ROOM;
+        ssize_t got = read(fd, to + total, ask < cap - total ? ask : cap - total);
+        if (got < 0 && errno == EINTR)
+            continue;
+        if (got < 0)
+            return errno;
+        total += (size_t)got;
+        t->length = total;
+        if (fstat(fd, st) < 0)
+            return errno;
+        if (!got || (size_t)st->st_size == total)
+            return 0;
+        ask = cap;
+    }
+}
+
+static int read_opened(int fd, uint8_t *to, size_t room, size_t limit, taken *t)
+{
+    struct stat st;
+    if (fstat(fd, &st) < 0)
+        return errno;
+    if (!S_ISREG(st.st_mode))
+        return NOT_REGULAR;
+    if ((uint64_t)st.st_size > limit)
+        return TOO_LARGE;
+    if ((size_t)st.st_size + 1 > room)
+        return NO_ROOM;
+    int status = read_whole(fd, to, room, limit, t, &st);
+    if (status)
+        return status;
+    if (read_xattrs(fd, &t->xattrs) < 0)
+        return NO_MEMORY;
+    pack_stat(t->stat, &st);
+    return 0;
+}
+
+static void read_one(int dirfd, uint8_t *to, size_t room, size_t limit, int *noatime, taken *t)
+{
+    const int flags = O_RDONLY | O_NOFOLLOW | O_NONBLOCK | O_CLOEXEC | O_NOCTTY;
+    int fd;
+    do {
+        fd = openat(dirfd, t->name, flags | *noatime);
+        if (fd < 0 && errno == EPERM && *noatime) {
+            *noatime = 0; /* not ours: the access time cannot be spared */
+            errno = EINTR;
+        }
+    } while (fd < 0 && errno == EINTR);
+    if (fd < 0) {
+        t->status = errno;
+        return;
+    }
+    t->status = read_opened(fd, to, room, limit, t);
+    close(fd);
+}
+
+static PyObject *taken_result(taken *all, size_t count)
+{
+    PyObject *list = PyList_New((Py_ssize_t)count);
+    for (size_t i = 0; list && i < count; i++) {
+        taken *t = &all[i];
+        int good = !t->status;
+        PyObject *row = Py_BuildValue(
+            "(innNN)", t->status, (Py_ssize_t)t->offset, (Py_ssize_t)(good ? t->length : 0),
+            PyBytes_FromStringAndSize((char *)t->stat, good ? STAT_SIZE : 0),
+            PyBytes_FromStringAndSize((char *)t->xattrs.at, (Py_ssize_t)(good ? t->xattrs.used : 0)));
+        if (row)
+            PyList_SET_ITEM(list, (Py_ssize_t)i, row);
+        else
+            Py_CLEAR(list);
+    }
+    return list;
+}
+
+/* Read all[0 .. count) into `view`; return how many were dealt with, or -1 with an exception. */
+static Py_ssize_t read_batches(int dirfd, taken *all, size_t count, Py_buffer *view, size_t limit)
+{
+    size_t used = 0, done = 0;
+    int stop = 0, noatime = O_NOATIME;
+    while (done < count && !stop) {
+        size_t end = done + BATCH < count ? done + BATCH : count;
+        Py_BEGIN_ALLOW_THREADS
+        for (; done < end && !stop; done++) {
+            taken *t = &all[done];
+            t->offset = used;
+            read_one(dirfd, (uint8_t *)view->buf + used, (size_t)view->len - used, limit, &noatime, t);
+            if (!t->status)
+                used += t->length;
+            stop = t->status == NO_ROOM || t->status == NO_MEMORY;
+        }
+        Py_END_ALLOW_THREADS
+        if (PyErr_CheckSignals() < 0)
+            return -1;
+    }
+    if (stop && all[done - 1].status == NO_MEMORY) {
+        PyErr_NoMemory();
+        return -1;
+    }
+    return (Py_ssize_t)(done - (size_t)stop);
+}
+
+PyDoc_STRVAR(read_files_doc,
+             "read_files(dirfd, names, buffer, limit) -> [(status, offset, length, stat, xattrs)]");
+
+static PyObject *read_files(PyObject *module, PyObject *args)
+{
+    int dirfd;
+    PyObject *given, *names = NULL, *result = NULL;
+    Py_buffer view = {0};
+    Py_ssize_t limit, count = 0, done;
+    taken *all = NULL;
+    (void)module;
+    if (!PyArg_ParseTuple(args, "iOw*n:read_files", &dirfd, &given, &view, &limit))
+        return NULL;
+    if (limit < 0 || view.len <= limit) {
+        PyErr_SetString(PyExc_ValueError, "the buffer must be larger than the limit");
+        goto done;
+    }
+    if (!(names = PySequence_Tuple(given)))
+        goto done;
+    count = PyTuple_GET_SIZE(names);
+    if (!(all = PyMem_RawCalloc((size_t)count + 1, sizeof(taken)))) {
+        PyErr_NoMemory();
+        goto done;
+    }
+    for (Py_ssize_t i = 0; i < count; i++)
+        if (PyBytes_AsStringAndSize(PyTuple_GET_ITEM(names, i), (char **)&all[i].name, NULL) < 0)
+            goto done;
+    done = read_batches(dirfd, all, (size_t)count, &view, (size_t)limit);
+    if (done >= 0)
+        result = taken_result(all, (size_t)done);
+done:
+    for (Py_ssize_t i = 0; all && i < count; i++)
+        PyMem_RawFree(all[i].xattrs.at);
+    PyMem_RawFree(all);
+    Py_XDECREF(names);
+    PyBuffer_Release(&view);
+    return result;
+}
+
+/* ------------------------------------------------------------ write small files */
+
+enum step { DONE, OPEN, WRITE, OWNER, MODE, TIMES };
+
+typedef struct {
+    const char *name;
+    Py_buffer data;
+    unsigned int mode;
+    long long uid, gid, mtime;
+    int step, error;
+} spec;
+
+static int write_all(int fd, const uint8_t *data, size_t size)
+{
+    while (size) {
+        ssize_t put = write(fd, data, size);
+        if (put < 0 && errno == EINTR)
+            continue;
+        if (put <= 0)
+            return put ? errno : EIO;
+        data += put;
+        size -= (size_t)put;
+    }
+    return 0;
+}
+
+static void note(spec *s, int step)
+{
+    if (s->step == DONE) {
+        s->step = step;
+        s->error = errno;
+    }
+}
+
+static void set_facts(int fd, spec *s)
+{
+    unsigned int mode = s->mode;
+    if (s->uid >= 0 && fchown(fd, (uid_t)s->uid, (gid_t)s->gid) < 0) {
+        note(s, OWNER);
+        mode &= ~06000u; /* set-id for somebody else's sake only */
+    }
+    if (mode != 0600 && fchmod(fd, (mode_t)mode) < 0)
+        note(s, MODE);
+    int64_t seconds = s->mtime / 1000000000, rest = s->mtime % 1000000000;
+    if (rest < 0)
+        seconds--, rest += 1000000000;
+    struct timespec times[2] = {{seconds, rest}, {seconds, rest}};
+    if (futimens(fd, times) < 0)
+        note(s, TIMES);
+}
+
+static void write_one(int dirfd, spec *s)
+{
+    const int flags = O_WRONLY | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC | O_NOCTTY;
+    int fd;
+    do
+        fd = openat(dirfd, s->name, flags, 0600);
+    while (fd < 0 && errno == EINTR);
+    if (fd < 0) {
+        note(s, OPEN);
+        return;
+    }
+    int error = write_all(fd, s->data.buf, (size_t)s->data.len);
+    if (!error)
+        set_facts(fd, s);
+    if (close(fd) < 0 && !error && errno != EINTR)
+        error = errno;
+    if (error) {
+        unlinkat(dirfd, s->name, 0); /* ours: O_EXCL made it a moment ago */
+        s->step = WRITE;
+        s->error = error;
+    }
+}
+
+static int parse_spec(PyObject *row, spec *s)
+{
+    if (!PyTuple_Check(row)) {
+        PyErr_SetString(PyExc_TypeError, "a spec is a tuple");
+        return -1;
+    }
+    return PyArg_ParseTuple(row, "yy*ILLL:write_files", &s->name, &s->data, &s->mode, &s->uid,
+                            &s->gid, &s->mtime)
+               ? 0
+               : -1;
+}
+
+static int write_batches(int dirfd, spec *all, size_t count)
+{
+    for (size_t done = 0; done < count;) {
+        size_t end = done + BATCH < count ? done + BATCH : count;
+        Py_BEGIN_ALLOW_THREADS
+        for (; done < end; done++)
+            write_one(dirfd, &all[done]);
+        Py_END_ALLOW_THREADS
+        if (PyErr_CheckSignals() < 0)
+            return -1;
+    }
+    return 0;
+}
+
+PyDoc_STRVAR(write_files_doc,
+             "write_files(dirfd, [(name, data, mode, uid, gid, mtime_ns)]) -> [(step, errno)]");
+
+static PyObject *write_files(PyObject *module, PyObject *args)
+{
+    int dirfd;
+    PyObject *given, *rows = NULL, *result = NULL;
+    Py_ssize_t count = 0, parsed = 0;
+    spec *all = NULL;
+    (void)module;
+    if (!PyArg_ParseTuple(args, "iO:write_files", &dirfd, &given) ||
+        !(rows = PySequence_Tuple(given)))
+        return NULL;
+    count = PyTuple_GET_SIZE(rows);
+    if (!(all = PyMem_RawCalloc((size_t)count + 1, sizeof(spec)))) {
+        PyErr_NoMemory();
+        goto done;
+    }
+    for (; parsed < count; parsed++)
+        if (parse_spec(PyTuple_GET_ITEM(rows, parsed), &all[parsed]) < 0)
+            goto done;
+    if (write_batches(dirfd, all, (size_t)count) < 0)
+        goto done;
+    result = PyList_New(count);
+    for (Py_ssize_t i = 0; result && i < count; i++) {
+        PyObject *pair = Py_BuildValue("(ii)", all[i].step, all[i].error);
+        if (pair)
+            PyList_SET_ITEM(result, i, pair);
+        else
+            Py_CLEAR(result);
+    }
+done:
+    for (Py_ssize_t i = 0; i < parsed; i++)
+        PyBuffer_Release(&all[i].data);
+    PyMem_RawFree(all);
+    Py_DECREF(rows);
+    return result;
+}
+
+/* ---------------------------------------------------------------------- allocator */
+
+PyDoc_STRVAR(tune_allocator_doc, "tune_allocator() -> bool");
+
+static PyObject *tune_allocator(PyObject *module, PyObject *unused)
+{
+    (void)module, (void)unused;
+#ifdef __GLIBC__
+    /* Older glibc takes no more than half a heap, 32 MiB. */
+    int kept = mallopt(M_MMAP_THRESHOLD, 256 << 20) || mallopt(M_MMAP_THRESHOLD, 32 << 20);
+    return PyBool_FromLong(mallopt(M_TRIM_THRESHOLD, 1 << 30) && kept);
+#else
+    Py_RETURN_FALSE;
+#endif
+}
+
 /* ------------------------------------------------------------------------ module */
 
 static PyMethodDef METHODS[] = {
     {"candidates", candidates, METH_VARARGS, candidates_doc},
+    {"scan_dir", scan_dir, METH_VARARGS, scan_dir_doc},
+    {"read_files", read_files, METH_VARARGS, read_files_doc},
+    {"write_files", write_files, METH_VARARGS, write_files_doc},
+    {"tune_allocator", tune_allocator, METH_NOARGS, tune_allocator_doc},
     {NULL, NULL, 0, NULL},
 };
 

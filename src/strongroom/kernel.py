@@ -3,12 +3,18 @@
 `strongroom._kernel` and the Python twins in this file give the same results; the twins are the
 specification. `COMPILED` says which are in use; STRONGROOM_NO_KERNEL=1 in the environment forces
 the twins. Nothing here decides anything: descriptors and names come in, bytes and error numbers
-go out.
+go out. All of them release the GIL around system calls and long loops, and look at signals
+between batches of 256 files.
 """
 
 from __future__ import annotations
 
+import errno
+import importlib
 import os
+import stat as modes
+import struct
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -19,19 +25,37 @@ Buffer = bytes | bytearray | memoryview
 _compiled: Any = None
 if not os.environ.get("STRONGROOM_NO_KERNEL"):
     try:
-        from strongroom import _kernel as _compiled  # type: ignore[attr-defined, no-redef]
+        _compiled = importlib.import_module("strongroom._kernel")
     except ImportError:  # built without a compiler: the twins give the same results, slower
         _compiled = None
 
 COMPILED: bool = _compiled is not None
+
+# A file's facts as bytes, so that "nothing changed" is one comparison of KEY_SIZE bytes.
+# KEY is what stays while a file stays the same: mode (with type), nlink, uid, gid, rdev, ino,
+# size, mtime ns, ctime ns. STAT adds what may change by itself: dev (another number after a
+# reboot or in a volume snapshot) and blocks of 512 bytes (delayed allocation).
+KEY = struct.Struct("<IIIIQQQqq")
+STAT = struct.Struct("<IIIIQQQqqQQ")
+KEY_SIZE, STAT_SIZE = KEY.size, STAT.size
+
+NOT_REGULAR, TOO_LARGE = -1, -2  # statuses of `read_files` that are no error numbers
+DONE, OPEN, WRITE, OWNER, MODE, TIMES = range(6)  # steps of `write_files`
+
+Listing = tuple[list[bytes], bytes, bytes, list[tuple[bytes, int]]]
+FileRead = tuple[int, int, int, bytes, bytes]
+FileSpec = tuple[bytes, Buffer, int, int, int, int]
+Pairs = tuple[tuple[bytes, bytes], ...]
+
+# ------------------------------------------------------------------- chunker proposals
 
 WINDOW = 32
 
 
 def gear() -> NDArray[Any]:
     """Return the 256 u32 constants: first 4 bytes, LE, of BLAKE3(b"strongroom gear 1" ‖ byte)."""
-    import numpy as np
-    from blake3 import blake3
+    import numpy as np  # noqa: PLC0415 - only the twin needs it, and it is heavy
+    from blake3 import blake3  # noqa: PLC0415 - as above
 
     digests = (blake3(b"strongroom gear 1" + bytes([byte])).digest()[:4] for byte in range(256))
     return np.frombuffer(b"".join(digests), dtype="<u4").astype(np.uint32)
@@ -43,7 +67,7 @@ def candidates(data: Buffer, mask: int) -> bytes:
     h(i) = sum over j in 0..31 of gear[data[i-j]] << j, modulo 2**32; offset i+1 is proposed when
     i >= 31 and h(i) & mask == 0. A proposal depends on the 32 bytes before it and on nothing
     else, so a stream may be cut anywhere if each part is given with the 31 bytes before it.
-    The hash is public; it only proposes. Releases the GIL. ValueError above 4 GiB.
+    The hash is public; it only proposes. ValueError above 4 GiB.
     """
     if _compiled is not None:
         offsets: bytes = _compiled.candidates(data, mask)
@@ -56,7 +80,7 @@ _TWIN_RUN = 1 << 20  # the doubling makes several u32 arrays of what it is given
 
 def candidates_twin(data: Buffer, mask: int) -> bytes:
     """Specify `candidates`, in numpy: the window doubles five times instead of rolling."""
-    import numpy as np
+    import numpy as np  # noqa: PLC0415 - see gear
 
     if len(data) > 0xFFFFFFFF or not 0 <= mask <= 0xFFFFFFFF:
         raise ValueError("data and mask are limited to 32 bits")
@@ -70,3 +94,273 @@ def candidates_twin(data: Buffer, mask: int) -> bytes:
         hits = np.flatnonzero((hashes & np.uint32(mask)) == 0)
         found.append((hits + (start + WINDOW)).astype("<u4"))
     return b"".join(part.tobytes() for part in found)
+
+
+# -------------------------------------------------------------------------- file facts
+
+
+def pack_stat(facts: os.stat_result) -> bytes:
+    """Pack what `os.stat` found as STAT; times beyond 64 bits of nanoseconds stay at the end."""
+    return STAT.pack(
+        facts.st_mode,
+        min(facts.st_nlink, 0xFFFFFFFF),
+        facts.st_uid,
+        facts.st_gid,
+        facts.st_rdev,
+        facts.st_ino,
+        facts.st_size,
+        max(-(1 << 63), min(facts.st_mtime_ns, (1 << 63) - 1)),
+        max(-(1 << 63), min(facts.st_ctime_ns, (1 << 63) - 1)),
+        facts.st_dev,
+        facts.st_blocks,
+    )
+
+
+def scan_dir(fd: int) -> Listing:
+    """List and stat a directory without following anything: (names, kinds, stats, failed).
+
+    `names` are sorted raw; `kinds[i]` is the file type (mode >> 12) and
+    `stats[i * STAT_SIZE : (i + 1) * STAT_SIZE]` the STAT of names[i]. `failed` holds (name, errno)
+    of what could not be stat'ed; the name b"" stands for a listing that ended early. The
+    descriptor stays open. OSError when it is no directory.
+    """
+    if _compiled is not None:
+        listing: Listing = _compiled.scan_dir(fd)
+        return listing
+    return scan_dir_twin(fd)
+
+
+def scan_dir_twin(fd: int) -> Listing:
+    """Specify `scan_dir`."""
+    names: list[bytes] = []
+    stats: list[bytes] = []
+    failed: list[tuple[bytes, int]] = []
+    for name in sorted(os.fsencode(name) for name in os.listdir(fd)):
+        try:
+            stats.append(pack_stat(os.stat(name, dir_fd=fd, follow_symlinks=False)))
+            names.append(name)
+        except OSError as fault:
+            failed.append((name, fault.errno or errno.EIO))
+    kinds = bytes(packed[1] >> 4 for packed in stats)
+    return names, kinds, b"".join(stats), failed
+
+
+# -------------------------------------------------------------------- read small files
+
+
+def read_files(
+    dirfd: int, names: Sequence[bytes], buffer: bytearray | memoryview, limit: int
+) -> list[FileRead]:
+    """Read regular files of at most `limit` bytes, one after the other, into `buffer`.
+
+    Returns (status, offset, length, STAT after reading, packed xattrs) for each name dealt with;
+    fewer than asked when the next file did not fit what was left of the buffer. Status 0 is
+    good, positive an errno, NOT_REGULAR and TOO_LARGE as named; for all but 0 the rest is empty.
+    Never follows a symlink, never waits for a FIFO, spares access times where it may. The buffer
+    must be longer than `limit` (ValueError), so that the first file always fits. `unpack_xattrs`
+    opens the last field.
+    """
+    if _compiled is not None:
+        rows: list[FileRead] = _compiled.read_files(dirfd, names, buffer, limit)
+        return rows
+    return read_files_twin(dirfd, names, buffer, limit)
+
+
+def read_files_twin(
+    dirfd: int, names: Sequence[bytes], buffer: bytearray | memoryview, limit: int
+) -> list[FileRead]:
+    """Specify `read_files`."""
+    room = memoryview(buffer)
+    if limit < 0 or len(room) <= limit:
+        raise ValueError("the buffer must be larger than the limit")
+    rows: list[FileRead] = []
+    used = 0
+    for name in names:
+        try:
+            row = _read_one(dirfd, name, room[used:], limit)
+        except OSError as fault:
+            row = (fault.errno or errno.EIO, 0, b"", b"")
+        if row is None:
+            break
+        status, length, stat, xattrs = row
+        rows.append((status, used, length, stat, xattrs))
+        used += length
+    return rows
+
+
+_READ_FLAGS = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY
+
+
+def open_to_read(dirfd: int, name: bytes) -> int:
+    """Open a file to read it: no symlink, no waiting, no access time where that is allowed."""
+    try:
+        return os.open(name, _READ_FLAGS | getattr(os, "O_NOATIME", 0), dir_fd=dirfd)
+    except PermissionError as fault:
+        if fault.errno != errno.EPERM:
+            raise
+        return os.open(name, _READ_FLAGS, dir_fd=dirfd)
+
+
+def _read_one(
+    dirfd: int, name: bytes, room: memoryview, limit: int
+) -> tuple[int, int, bytes, bytes] | None:
+    fd = open_to_read(dirfd, name)
+    try:
+        facts = os.fstat(fd)
+        if not modes.S_ISREG(facts.st_mode):
+            return NOT_REGULAR, 0, b"", b""
+        if facts.st_size > limit:
+            return TOO_LARGE, 0, b"", b""
+        if facts.st_size + 1 > len(room):
+            return None
+        length = _fill(fd, room[: limit + 1])
+        if length > limit:
+            return TOO_LARGE, 0, b"", b""
+        if length == len(room):
+            return None
+        facts = os.fstat(fd)
+        return 0, length, pack_stat(facts), pack_xattrs(fd)
+    finally:
+        os.close(fd)
+
+
+def _fill(fd: int, room: memoryview) -> int:
+    total = 0
+    while total < len(room) and (got := os.readv(fd, [room[total:]])):
+        total += got
+    return total
+
+
+_NAME, _VALUE = struct.Struct("<H"), struct.Struct("<I")
+_FAILED = 0xFFFFFFFF
+
+
+def pack_xattrs(what: int | bytes) -> bytes:
+    """Pack the extended attributes of a descriptor, or of a path that is not followed.
+
+    name length u16 ‖ name ‖ value length u32 ‖ value, in the order of the kernel; an attribute that
+    cannot be read has length 2**32 - 1 and its errno as u32; the name b"" stands for a list that
+    cannot be read.
+    """
+    follow = isinstance(what, int)
+    try:
+        names = [os.fsencode(name) for name in os.listxattr(what, follow_symlinks=follow)]
+    except OSError as fault:
+        if fault.errno in (errno.ENOTSUP, errno.ENOSYS):
+            return b""
+        return _NAME.pack(0) + _VALUE.pack(_FAILED) + _VALUE.pack(fault.errno or errno.EIO)
+    parts: list[bytes] = []
+    for name in names:
+        try:
+            value = os.getxattr(what, name, follow_symlinks=follow)
+            parts += (_NAME.pack(len(name)), name, _VALUE.pack(len(value)), value)
+        except OSError as fault:
+            if fault.errno != errno.ENODATA:
+                code = _VALUE.pack(fault.errno or errno.EIO)
+                parts += (_NAME.pack(len(name)), name, _VALUE.pack(_FAILED), code)
+    return b"".join(parts)
+
+
+def unpack_xattrs(packed: bytes) -> tuple[Pairs, list[tuple[bytes, int]]]:
+    """Return the (name, value) pairs, sorted, and the (name, errno) of what could not be read."""
+    pairs: list[tuple[bytes, bytes]] = []
+    failed: list[tuple[bytes, int]] = []
+    at = 0
+    while at < len(packed):
+        (length,) = _NAME.unpack_from(packed, at)
+        name = packed[at + 2 : at + 2 + length]
+        at += 2 + length
+        (size,) = _VALUE.unpack_from(packed, at)
+        at += 4
+        if size == _FAILED:
+            failed.append((name, _VALUE.unpack_from(packed, at)[0]))
+            at += 4
+        else:
+            pairs.append((name, packed[at : at + size]))
+            at += size
+    return tuple(sorted(pairs)), failed
+
+
+# ------------------------------------------------------------------- write small files
+
+_WRITE_FLAGS = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NOCTTY
+
+
+def write_files(dirfd: int, specs: Sequence[FileSpec]) -> list[tuple[int, int]]:
+    """Create regular files from (name, data, mode, uid, gid, mtime ns); return (step, errno) each.
+
+    (DONE, 0) is good. OPEN or WRITE: the file is not there. OWNER, MODE, TIMES: it is there and
+    whole, but that fact (the first that failed) could not be set. uid -1 leaves the owner alone;
+    where the owner cannot be set, set-user-id and set-group-id are not set either. Nothing that
+    exists is touched. Names are single components.
+    """
+    if _compiled is not None:
+        results: list[tuple[int, int]] = _compiled.write_files(dirfd, specs)
+        return results
+    return write_files_twin(dirfd, specs)
+
+
+def write_files_twin(dirfd: int, specs: Sequence[FileSpec]) -> list[tuple[int, int]]:
+    """Specify `write_files`."""
+    return [_write_one(dirfd, spec) for spec in specs]
+
+
+def _write_one(dirfd: int, spec: FileSpec) -> tuple[int, int]:
+    name, data, mode, uid, gid, mtime = spec
+    try:
+        fd = os.open(name, _WRITE_FLAGS, 0o600, dir_fd=dirfd)
+    except OSError as fault:
+        return OPEN, fault.errno or errno.EIO
+    try:
+        with memoryview(data) as view:
+            rest = view.cast("B")
+            while rest:
+                rest = rest[os.write(fd, rest) :]
+        return _set_facts(fd, mode, uid, gid, mtime)
+    except OSError as fault:
+        os.unlink(name, dir_fd=dirfd)
+        return WRITE, fault.errno or errno.EIO
+    finally:
+        os.close(fd)
+
+
+def _set_facts(fd: int, mode: int, uid: int, gid: int, mtime: int) -> tuple[int, int]:
+    first = (DONE, 0)
+    if uid >= 0:
+        try:
+            os.fchown(fd, uid, gid)
+        except OSError as fault:
+            mode &= ~0o6000  # set-id for somebody else's sake only
+            first = (OWNER, fault.errno or errno.EIO)
+    try:
+        os.fchmod(fd, mode)
+    except OSError as fault:
+        first = first if first[0] else (MODE, fault.errno or errno.EIO)
+    try:
+        os.utime(fd, ns=(mtime, mtime))
+    except OSError as fault:
+        first = first if first[0] else (TIMES, fault.errno or errno.EIO)
+    return first
+
+
+# --------------------------------------------------------------------------- allocator
+
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
+
+
+def tune_allocator() -> bool:
+    """Let glibc keep freed buffers instead of giving them back page by page; False elsewhere.
+
+    Doubles the speed of the compress and seal path (design notes: "the allocator is half of the
+    cost"). Harmless on musl and other systems, which have no such knob.
+    """
+    if _compiled is not None:
+        return bool(_compiled.tune_allocator())
+    import ctypes  # noqa: PLC0415 - slow to import, and only needed without the compiled kernel
+
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (OSError, AttributeError):  # no glibc: nothing to tune
+        return False
+    kept = mallopt(_M_MMAP_THRESHOLD, 256 << 20) or mallopt(_M_MMAP_THRESHOLD, 32 << 20)
+    return bool(mallopt(_M_TRIM_THRESHOLD, 1 << 30) and kept)
