@@ -1,0 +1,164 @@
+"""From parsed TOML to frozen values, finding every fault on the way, not only the first.
+
+msgspec stops at the first fault; a person who mends a file wants all of them.
+So each table is walked here, key by key: unknown keys with what was probably
+meant, missing ones, values of the wrong kind. msgspec converts single values.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from types import UnionType
+from typing import Annotated, Any, Literal, Union, cast, get_args, get_origin
+
+import msgspec
+from msgspec import Struct
+from msgspec.structs import FieldInfo, fields
+
+from strongroom.config.model import (
+    CHECKS,
+    READERS,
+    SOURCE_NAME,
+    Configuration,
+    FilesTable,
+    PostgresTable,
+    SourceTable,
+)
+
+Key = tuple[str, ...]
+_SOURCE_KINDS: Mapping[str, type[SourceTable]] = {"postgres": PostgresTable, "files": FilesTable}
+_WORDS = {
+    str: "text in quotes",
+    int: "a whole number",
+    bool: "true or false",
+    tuple: "a list of texts",
+}
+_MISSING = object()
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """One thing that is wrong: at which key, in a sentence without the value (it may be secret)."""
+
+    key: Key
+    text: str
+
+
+def build(document: Mapping[str, Any]) -> tuple[Configuration | None, list[Fault]]:
+    """Build the configuration; None and every fault when there are faults."""
+    faults: list[Fault] = []
+    built = _table(Configuration, document, (), faults)
+    return (None, faults) if faults or built is _MISSING else (cast(Configuration, built), [])
+
+
+def _table(kind: type[Struct], table: Any, at: Key, faults: list[Fault]) -> Any:
+    """Build one table; `_MISSING` after putting what is wrong into `faults`."""
+    if not isinstance(table, Mapping):
+        faults.append(Fault(at, f"must be a table, [{show_key(at)}]"))
+        return _MISSING
+    known = {field.name: field for field in fields(kind)}
+    tag = kind.__struct_config__.tag_field
+    before = len(faults)
+    for name in table:
+        if name not in known and name != tag:
+            faults.append(Fault((*at, name), "is no key here" + _meant(name, known)))
+    values: dict[str, Any] = {}
+    for name, field in known.items():
+        if name in table:
+            values[name] = _value(kind, field, table[name], (*at, name), faults)
+        elif field.required:
+            faults.append(Fault((*at, name), "is missing"))
+    if len(faults) > before:
+        return _MISSING
+    return kind(**values)
+
+
+def _value(kind: type[Struct], field: FieldInfo, value: Any, at: Key, faults: list[Fault]) -> Any:
+    wanted = _unwrap(field.type)
+    if at == ("source",):
+        return _sources(value, faults)
+    if isinstance(wanted, type) and issubclass(wanted, Struct):
+        return _table(wanted, value, at, faults)
+    try:
+        if wanted in READERS:
+            return _read_text(wanted, value)
+        converted = msgspec.convert(value, field.type)
+        if (kind, field.name) in CHECKS:
+            CHECKS[kind, field.name](converted)
+        return converted
+    except ValueError as fault:  # msgspec's ValidationError is one too
+        known = isinstance(fault, msgspec.ValidationError)
+        faults.append(Fault(at, _explain(wanted, value) if known else str(fault)))
+        return _MISSING
+
+
+def _sources(value: Any, faults: list[Fault]) -> Any:
+    if not isinstance(value, Mapping):
+        faults.append(Fault(("source",), "must hold one table a source, [source.NAME]"))
+        return _MISSING
+    return {name: _source(name, table, faults) for name, table in value.items()}
+
+
+def _source(name: str, table: Any, faults: list[Fault]) -> Any:
+    at = ("source", name)
+    if not SOURCE_NAME.fullmatch(name):
+        faults.append(
+            Fault(
+                at, "a source's name is up to 64 letters, digits, `.`, `_`, `-`, the first no sign"
+            )
+        )
+    if not isinstance(table, Mapping):
+        faults.append(Fault(at, f"must be a table, [{show_key(at)}]"))
+        return _MISSING
+    kind = table.get("type", _MISSING)
+    choices = " or ".join(f'"{word}"' for word in _SOURCE_KINDS)
+    if kind is _MISSING:
+        faults.append(Fault((*at, "type"), f"is missing: {choices}"))
+        return _MISSING
+    if not isinstance(kind, str) or kind not in _SOURCE_KINDS:
+        hint = _meant(kind, _SOURCE_KINDS) if isinstance(kind, str) else ""
+        faults.append(Fault((*at, "type"), f"must be {choices}{hint}"))
+        return _MISSING
+    return _table(_SOURCE_KINDS[kind], table, at, faults)
+
+
+def _read_text(wanted: type, value: Any) -> Any:
+    if not isinstance(value, str):
+        raise ValueError("must be text in quotes")
+    return READERS[wanted](value)
+
+
+def _unwrap(annotation: Any) -> Any:
+    """The type inside `X | None` and `Annotated[X, …]`."""
+    origin = get_origin(annotation)
+    if origin is Annotated:
+        return _unwrap(get_args(annotation)[0])
+    if origin in (Union, UnionType):
+        inside = [part for part in get_args(annotation) if part is not type(None)]
+        return _unwrap(inside[0]) if len(inside) == 1 else annotation
+    return annotation
+
+
+def _explain(wanted: Any, value: Any) -> str:
+    """What a plain value should have been."""
+    if get_origin(wanted) is Literal:
+        choices = get_args(wanted)
+        shown = " or ".join(f'"{choice}"' for choice in choices)
+        return f"must be {shown}" + (_meant(value, choices) if isinstance(value, str) else "")
+    if wanted is int and isinstance(value, int) and not isinstance(value, bool):
+        return "must be between 1 and 256"
+    word = _WORDS.get(get_origin(wanted) or wanted, "of another kind")
+    return f"must be {word}"
+
+
+def _meant(word: str, known: Iterable[str]) -> str:
+    close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
+    return f'; did you mean "{close[0]}"?' if close else ""
+
+
+def show_key(key: Key) -> str:
+    """A key as TOML writes it: source."odd name".path."""
+    plain = SOURCE_NAME.fullmatch
+    return ".".join(part if plain(part) and "." not in part else f'"{part}"' for part in key)

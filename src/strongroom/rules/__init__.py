@@ -1,0 +1,1 @@
+"""Pure decisions: no clock, no randomness, no files; `now` is an argument."""
