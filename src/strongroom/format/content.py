@@ -4,9 +4,9 @@
     whole     01 ‖ id                          one chunk is the whole content
     extents   02 ‖ row …                       ascending by start; uncovered ranges are holes
     paged     03 ‖ id …                        each id is a chunk of kind "extents" that holds rows
-    row       start u64 ‖ length u32 ‖ offset u32 ‖ count u32 ‖ id 32      (little endian, 52 bytes)
+    row       start u64 ‖ length u32 ‖ offset u32 ‖ repeats u32 ‖ id 32    (little endian, 52 bytes)
 
-A row covers [start, start + length·count): `count` repeats of `length` bytes
+A row covers [start, start + length·repeats): `repeats` times `length` bytes
 from `offset` of the chunk.
 """
 
@@ -23,18 +23,18 @@ ROW_SIZE = _ROW.size
 
 
 class Extent(NamedTuple):
-    """A run of content: `count` repeats of `length` bytes from `offset` of chunk `id`."""
+    """A run of content: `repeats` times `length` bytes from `offset` of chunk `id`."""
 
     start: int
     length: int
     offset: int
-    count: int
+    repeats: int
     id: bytes
 
     @property
     def end(self) -> int:
         """First logical byte after the run."""
-        return self.start + self.length * self.count
+        return self.start + self.length * self.repeats
 
 
 def whole(chunk_id: bytes) -> bytes:
@@ -54,7 +54,7 @@ def unpack_rows(rows: bytes | memoryview) -> Iterator[Extent]:
     end = 0
     for fields in _ROW.iter_unpack(rows):
         extent = Extent(*fields)
-        if extent.start < end or not extent.length or not extent.count:
+        if extent.start < end or not extent.length or not extent.repeats:
             raise ValueError("extent rows are out of order")
         end = extent.end
         yield extent

@@ -1,0 +1,83 @@
+"""Frames: consecutive new chunks, compressed and sealed together.
+
+    frame     AES-256-GCM(zstd frame of: chunk ‖ chunk …)
+
+The key is the session's; the nonce is the frame's sequence number in the session
+as 12 bytes little endian, so that it cannot repeat; the additional data is
+"frame" ‖ session id ‖ sequence u64. Nothing names the pack: a frame can be moved
+without a key. The zstd frame carries its content size, which bounds the opener.
+"""
+
+from __future__ import annotations
+
+import sys
+import threading
+
+from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+
+if sys.version_info >= (3, 14):
+    from compression import zstd
+else:
+    from backports import zstd
+
+FRAME_SIZE = 1024 * 1024
+MAX_PLAIN = 16 * 1024 * 1024
+TAG = 16
+
+Buffer = bytes | bytearray | memoryview
+
+
+def nonce(sequence: int) -> bytes:
+    """The nonce of a frame."""
+    return sequence.to_bytes(12, "little")
+
+
+def context(session: bytes, sequence: int) -> bytes:
+    """The additional data of a frame."""
+    return b"frame" + session + sequence.to_bytes(8, "little")
+
+
+class FrameSealer:
+    """Seals the frames of one session. Safe for many threads: each keeps its own compressor."""
+
+    def __init__(self, session: bytes, key: bytes, *, level: int) -> None:
+        self._session = session
+        self._cipher = AESGCM(key)
+        self._level = level
+        self._local = threading.local()
+
+    def seal(self, plain: Buffer, sequence: int) -> bytes:
+        """Compress and seal one frame."""
+        compressor = getattr(self._local, "compressor", None)
+        if compressor is None:
+            compressor = self._local.compressor = zstd.ZstdCompressor(level=self._level)
+        packed = compressor.compress(plain, mode=zstd.ZstdCompressor.FLUSH_FRAME)
+        return self._cipher.encrypt(nonce(sequence), packed, context(self._session, sequence))
+
+
+class FrameOpener:
+    """Opens the frames of one session."""
+
+    def __init__(self, session: bytes, key: bytes) -> None:
+        self._session = session
+        self._cipher = AESGCM(key)
+
+    def open(self, sealed: Buffer, sequence: int) -> bytes:
+        """Return the chunks of a frame, one after the other; ValueError when it is damaged."""
+        try:
+            packed = self._cipher.decrypt(
+                nonce(sequence), sealed, context(self._session, sequence)
+            )
+        except InvalidTag:
+            raise ValueError("the frame does not authenticate") from None
+        try:
+            size = zstd.get_frame_info(packed).decompressed_size
+            if size is None or size > MAX_PLAIN:
+                raise ValueError("the frame claims an unreasonable size")
+            plain: bytes = zstd.decompress(packed)
+        except zstd.ZstdError as fault:
+            raise ValueError(f"the frame does not decompress: {fault}") from None
+        if len(plain) != size:
+            raise ValueError("the frame is shorter than it claims")
+        return plain

@@ -1,0 +1,555 @@
+"""The one write path: cut → id → known? → frame → pack → index → refs → snapshot.
+
+A session is one run of one writer, with a fresh key of its own. Its steps are
+those of the protocol in docs/format.md:
+
+    w1 mark   w2 list gc, then index   w3 packs, index   w4 refs = announce
+    w5 list gc again: was anything that I rely on condemned?   w6 snapshot = commit
+
+A snapshot exists only when its record does; a crash before that leaves garbage
+that the next run of the same source takes up again.
+"""
+
+from __future__ import annotations
+
+import itertools
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from blake3 import blake3
+
+from strongroom.errors import AlreadyExists, Overtaken
+from strongroom.format import content as contents
+from strongroom.format import keyset as keysets
+from strongroom.format import tree as trees
+from strongroom.format.chunker import Chunker
+from strongroom.format.content import ID_SIZE, Extent
+from strongroom.format.frame import FRAME_SIZE
+from strongroom.format.keyset import Keyset
+from strongroom.format.record import canonical
+from strongroom.format.segment import Segment, SessionRow
+from strongroom.progress import Progress
+from strongroom.repository.catalogue import Catalogue, Condemned, Refs, Root, Snapshot
+from strongroom.repository.index import ABSENT, IdSet, Index, ranges
+from strongroom.repository.pipeline import Frame, PackRows, Pipeline, rows_to_segment
+from strongroom.repository.ports import Buffer, Stored, Taken
+from strongroom.storage.base import Storage
+
+WINDOW = 8 * 1024 * 1024
+INLINE_EXTENTS = 16
+_EXTENTS_MIN, _EXTENTS_MAX, _EXTENTS_MASK = 64, 1024, 0xFF
+_PAGE_MIN, _PAGE_MAX, _PAGE_BYTES = 64, 1024, 256 * 1024
+_PAGE_THRESHOLD = (1 << 32) // 192
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """How a session works; none of it is written down.
+
+    Sizes in bytes; `reopen_every` n opens every n-th frame again before it is put.
+    """
+
+    level: int = 1
+    pack_size: int = 16 * 1024 * 1024
+    sealers: int = 2
+    putters: int = 2
+    reopen_every: int = 1
+    index_rows: int = 65_536
+    index_seconds: float = 300.0
+
+
+@dataclass(frozen=True, slots=True)
+class Seams:
+    """The world, as seen from the engine: wall clock, steady clock in seconds, random bytes."""
+
+    now: Callable[[], datetime]
+    steady: Callable[[], float]
+    random: Callable[[int], bytes]
+
+
+class WriteSession:
+    """One run of writing; see `ports.Session`. Make one with `Repository.begin`."""
+
+    def __init__(
+        self,
+        storage: Storage,
+        catalogue: Catalogue,
+        keyset: Keyset,
+        *,
+        group: str,
+        index: Index,
+        condemned: Condemned,
+        session: bytes,
+        chunker: Chunker,
+        settings: Settings,
+        seams: Seams,
+        progress: Progress,
+        started: datetime,
+    ) -> None:
+        self.id = session
+        self.group = group
+        self.started = started
+        self._catalogue, self._keyset, self._seams = catalogue, keyset, seams
+        self._settings, self._progress = settings, progress
+        self._index, self._condemned, self._chunker = index, condemned, chunker
+        key = seams.random(32)
+        self._row = SessionRow(
+            session, keyset.epoch, keysets.seal_session_key(keyset, session, key)
+        )
+        self._keys = {kind: keysets.chunk_key(keyset.id_key, kind) for kind in CHUNK_KINDS}
+        self._sequence = itertools.count()
+        self._last_sequence = 0
+        self._fresh = IdSet()
+        self._relied = np.zeros(index.frames, np.bool_)
+        self._own_packs: set[bytes] = set()
+        self._unindexed: list[PackRows] = []
+        self._index_lock = threading.Lock()
+        self._indexed_at = seams.steady()
+        self._lanes: list[WriteLane] = []
+        self._lanes_lock = threading.Lock()
+        self.stored = 0
+        self.new_size = 0
+        self._pipeline = Pipeline(
+            storage,
+            session=self._row,
+            key=key,
+            records=catalogue.records,
+            nonce=catalogue.nonce,
+            level=settings.level,
+            pack_size=settings.pack_size,
+            sealers=settings.sealers,
+            putters=settings.putters,
+            reopen_every=settings.reopen_every,
+            packed=self._packed,
+        )
+        self._closed = False
+        self.tree = TreeWriter(self.lane(), keysets.chunk_key(keyset.id_key, b"tree page"))
+
+    # -- for sources -----------------------------------------------------------------------
+
+    def lane(self) -> WriteLane:
+        """Open one more way in; one per thread."""
+        lane = WriteLane(self, self._chunker)
+        with self._lanes_lock:
+            self._lanes.append(lane)
+        return lane
+
+    def reuse(self, ids: Sequence[bytes]) -> list[bool]:
+        """For each concatenation of ids: is all of it here? True records the reliance."""
+        rows = self._index.find(b"".join(ids))
+        present = self._index.usable(rows)
+        counts = np.fromiter((len(one) // ID_SIZE for one in ids), np.int64, len(ids))
+        owner = np.repeat(np.arange(len(ids)), counts)
+        missing = np.bincount(owner[~present], minlength=len(ids))
+        whole = missing == 0
+        self._rely(rows[whole[owner]])
+        result: list[bool] = whole.tolist()
+        return result
+
+    # -- for lanes -------------------------------------------------------------------------
+
+    def key(self, kind: bytes) -> bytes:
+        """The key under which chunks of a kind get their ids."""
+        return self._keys[kind]
+
+    def known(self, ids: bytes) -> npt.NDArray[np.bool_]:
+        """For each id: need it not be stored? Records the reliance on what is found."""
+        rows = self._index.find(ids)
+        usable = self._index.usable(rows)
+        self._rely(rows[usable])
+        return usable | self._fresh.known(ids)
+
+    def claim(self, chunk_id: bytes, owner: object) -> bool:
+        """True for the one lane that is to store this chunk."""
+        return self._fresh.claim(chunk_id, owner)
+
+    def submit(self, tree: bool, plain: bytes, ids: bytes, lengths: Sequence[int]) -> None:
+        """Hand a full frame on."""
+        self._fresh.settle()
+        sequence = next(self._sequence)
+        self._pipeline.submit(Frame(tree, sequence, plain, ids, lengths))
+        with self._lanes_lock:
+            self.new_size += len(plain)
+            self._last_sequence = max(self._last_sequence, sequence + 1)
+
+    def _rely(self, chunk_rows: npt.NDArray[np.int64]) -> None:
+        if len(chunk_rows):
+            self._relied[self._index.frame[chunk_rows]] = True
+
+    # -- commit ----------------------------------------------------------------------------
+
+    def commit(
+        self, source: str, kind: str, taken: Taken, *, labels: Mapping[str, str]
+    ) -> Snapshot:
+        """Steps w3 to w6. Overtaken when a prune condemned what this run relies on."""
+        facts = self.lane().content()
+        facts.write(canonical(dict(taken.facts)))
+        document = facts.finish()
+        root = self.tree.finish()
+        self._settle()
+        snapshot = Snapshot(
+            id=self._catalogue.token(),
+            source=source,
+            kind=kind,
+            group=self.group,
+            session=self.id.hex(),
+            epoch=self._keyset.epoch,
+            started=self.started,
+            time=self._seams.now(),
+            root=root,
+            facts=document.content,
+            facts_size=document.size,
+            files=taken.files,
+            size=taken.size,
+            new_size=self.new_size,
+            stored=self.stored,
+            problems=len(taken.problems),
+            writer=self._keyset.writer_name,
+            labels=labels,
+        )
+        frames = self._index.references(self._relied)
+        if self._last_sequence:
+            frames[self.id] = ranges(np.arange(self._last_sequence))
+        refs = Refs(
+            f"refs/{source}/{snapshot.id}",
+            snapshot.name,
+            self.group,
+            {session.hex(): held for session, held in frames.items()},
+        )
+        self._catalogue.put_refs(refs, source)
+        self._look_again()
+        try:
+            self._catalogue.put_snapshot(snapshot)
+        except AlreadyExists:
+            raise Overtaken("A prune gave this run up for dead and closed its place.") from None
+        self._close("committed")
+        return snapshot
+
+    def _look_again(self) -> None:
+        """w5: whoever announced before looking is either rescued or sees the condemnation here."""
+        now = self._catalogue.load_condemned()
+        relied = {name for _, name in self._index.packs_of(self._relied)} | self._own_packs
+        lost = (now.packs - self._condemned.packs) & relied
+        if lost:
+            raise Overtaken(f"A prune condemned {len(lost)} packs that this run relies on.")
+
+    def _settle(self) -> None:
+        """w3: everything durable, then the index that tells of it."""
+        for lane in self._lanes:
+            lane.flush()
+        self._pipeline.drain()
+        with self._index_lock:
+            self._put_index()
+
+    def _packed(self, rows: PackRows, size: int) -> None:
+        with self._index_lock:
+            self.stored += size
+            self._own_packs.add(rows.name)
+            self._unindexed.append(rows)
+            count = sum(len(pending.lengths) for pending in self._unindexed)
+            late = self._seams.steady() - self._indexed_at >= self._settings.index_seconds
+            if count >= self._settings.index_rows or late:
+                self._put_index()
+        self._progress.advance(stored=size)
+
+    def _put_index(self) -> None:
+        if not self._unindexed:
+            return
+        rows: Segment = rows_to_segment(self._row, self._unindexed)
+        self._catalogue.put_index(self.group, rows, now=self._seams.now())
+        self._unindexed = []
+        self._indexed_at = self._seams.steady()
+
+    # -- end -------------------------------------------------------------------------------
+
+    def abandon(self) -> None:
+        """End without a snapshot; what is durable is indexed, so that the next run uses it again.
+
+        Never raises: it is called when something else has gone wrong already.
+        """
+        if self._closed:
+            return
+        try:
+            self._settle()
+            self._close("abandoned")
+        except Exception:  # the mark stays open, and the next run looks for packs without an index
+            self._closed = True
+            self._pipeline.close()
+
+    def _close(self, outcome: str) -> None:
+        self._closed = True
+        self._pipeline.close()
+        moment = self._seams.now().isoformat()
+        self._catalogue.put_mark(
+            self.group, self.id.hex(), 1, {"outcome": outcome, "time": moment}
+        )
+
+
+CHUNK_KINDS = (b"data", b"page", b"extents", b"tree")
+
+
+class WriteLane:
+    """One thread's way in; see `ports.Lane`."""
+
+    def __init__(self, session: WriteSession, chunker: Chunker) -> None:
+        self._session = session
+        self._chunker = chunker
+        self._data = _FrameFiller(session, tree=False)
+        self._meta = _FrameFiller(session, tree=True)
+        self._window: bytearray | None = None
+
+    def put_small(self, buffers: Sequence[Buffer]) -> list[bytes]:
+        """Store each buffer as one whole chunk; return the ids in order."""
+        return self.put_chunks(b"data", buffers)
+
+    def put_chunks(self, kind: bytes, buffers: Sequence[Buffer]) -> list[bytes]:
+        """Store each buffer as one chunk of `kind`."""
+        key = self._session.key(kind)
+        ids = [blake3(buffer, key=key).digest() for buffer in buffers]
+        known = self._session.known(b"".join(ids)).tolist()
+        filler = self._data if kind in (b"data", b"page") else self._meta
+        claim = self._session.claim
+        for chunk_id, buffer, here in zip(ids, buffers, known, strict=True):
+            if not here and claim(chunk_id, object()):
+                filler.add(chunk_id, buffer)
+        filler.keep()
+        return ids
+
+    def content(self) -> WriteContent:
+        """Begin a stream."""
+        window, self._window = self._window, None
+        if window is None:
+            window = bytearray(max(WINDOW, 2 * self._chunker.largest))
+        return WriteContent(self, self._chunker, window)
+
+    def give_back(self, window: bytearray) -> None:
+        """Keep the window of a finished stream for the next one."""
+        self._window = window
+
+    def flush(self) -> None:
+        """Hand on what is not a full frame yet."""
+        self._data.close()
+        self._meta.close()
+
+
+class _FrameFiller:
+    """Collects new chunks into frames."""
+
+    def __init__(self, session: WriteSession, *, tree: bool) -> None:
+        self._session, self._tree = session, tree
+        self._pieces: list[Buffer] = []
+        self._ids: list[bytes] = []
+        self._lengths: list[int] = []
+        self._size = 0
+
+    def add(self, chunk_id: bytes, buffer: Buffer) -> None:
+        size = len(buffer)
+        if self._size + size > FRAME_SIZE and self._size:
+            self.close()
+        self._pieces.append(buffer)
+        self._ids.append(chunk_id)
+        self._lengths.append(size)
+        self._size += size
+
+    def keep(self) -> None:
+        """Copy what is still a view: its buffer is about to be used again."""
+        if len(self._pieces) > 1 or (self._pieces and not isinstance(self._pieces[0], bytes)):
+            self._pieces = [b"".join(self._pieces)]
+
+    def close(self) -> None:
+        if not self._ids:
+            return
+        self.keep()
+        plain = self._pieces[0]
+        self._session.submit(self._tree, bytes(plain), b"".join(self._ids), self._lengths)
+        self._pieces, self._ids, self._lengths, self._size = [], [], [], 0
+
+
+class WriteContent:
+    """One stream being cut; see `ports.ContentWriter`."""
+
+    def __init__(self, lane: WriteLane, chunker: Chunker, window: bytearray) -> None:
+        self._lane, self._chunker = lane, chunker
+        self._cutter = chunker.begin()
+        self._buffer = window
+        self._view = memoryview(window)
+        self._fill = 0
+        self._start = 0  # logical offset of the window's first byte
+        self._extents: list[Extent] = []
+        self._ids: list[bytes] = []
+
+    def feed_from(self, readinto: Callable[[memoryview], int]) -> int:
+        """Call `readinto` until it returns 0; return the bytes taken."""
+        total = 0
+        while taken := readinto(self._view[self._fill :]):
+            self._fill += taken
+            total += taken
+            if self._fill == len(self._view):
+                self._cut(final=False)
+        return total
+
+    def write(self, data: Buffer) -> None:
+        """Take `data`."""
+        view = memoryview(data).cast("B")
+        at = 0
+        while at < len(view):
+            step = min(len(view) - at, len(self._view) - self._fill)
+            self._view[self._fill : self._fill + step] = view[at : at + step]
+            self._fill += step
+            at += step
+            if self._fill == len(self._view):
+                self._cut(final=False)
+
+    def seek(self, offset: int) -> None:
+        """Leave a hole up to `offset`."""
+        if offset < self._start + self._fill:
+            raise ValueError("a stream cannot be written backwards")
+        if offset == self._start + self._fill:
+            return
+        self._cut(final=True)
+        self._cutter = self._chunker.begin()
+        self._start = offset
+
+    def finish(self, *, size: int | None = None) -> Stored:
+        """End the stream."""
+        self._cut(final=True)
+        end = self._start
+        size = end if size is None else size
+        if size < end:
+            raise ValueError("a stream cannot be shorter than what was written")
+        content = self._encode(size)
+        self._view.release()
+        self._lane.give_back(self._buffer)
+        return Stored(content, b"".join(self._ids), size)
+
+    def _cut(self, *, final: bool) -> None:
+        window = self._view[: self._fill]
+        ends = self._cutter.cut(window, final=final)
+        pieces, begin = [], 0
+        for end in ends:
+            pieces.append(window[begin:end])
+            begin = end
+        if pieces:
+            for chunk_id, piece in zip(
+                self._lane.put_chunks(b"data", pieces), pieces, strict=True
+            ):
+                self._extend(chunk_id, len(piece))
+        rest = self._fill - begin
+        if begin and rest:
+            self._view[:rest] = self._view[begin : self._fill]
+        self._fill = rest
+
+    def _extend(self, chunk_id: bytes, length: int) -> None:
+        last = self._extents[-1] if self._extents else None
+        if last and last.id == chunk_id and last.length == length and last.end == self._start:
+            self._extents[-1] = last._replace(repeats=last.repeats + 1)
+        else:
+            self._extents.append(Extent(self._start, length, 0, 1, chunk_id))
+            self._ids.append(chunk_id)
+        self._start += length
+
+    def _encode(self, size: int) -> bytes:
+        if not size:
+            return b""
+        extents = self._extents
+        if len(extents) == 1 and extents[0][:4] == (0, size, 0, 1):
+            return contents.whole(extents[0].id)
+        if len(extents) <= INLINE_EXTENTS:
+            return contents.inline(extents)
+        pages = [contents.pack_rows(page) for page in _extent_pages(extents)]
+        ids = self._lane.put_chunks(b"extents", pages)
+        self._ids += ids
+        return contents.paged(ids)
+
+
+def _extent_pages(extents: Sequence[Extent]) -> list[Sequence[Extent]]:
+    """Cut a long list where the chunk ids say so: a changed chunk changes one page."""
+    pages, begin = [], 0
+    for at, extent in enumerate(extents, 1):
+        size = at - begin
+        chosen = size >= _EXTENTS_MIN and not extent.id[0] & _EXTENTS_MASK
+        if chosen or size >= _EXTENTS_MAX:
+            pages.append(extents[begin:at])
+            begin = at
+    if begin < len(extents):
+        pages.append(extents[begin:])
+    return pages
+
+
+class TreeWriter:
+    """The tree being written; see `ports.Tree`."""
+
+    def __init__(self, lane: WriteLane, page_key: bytes) -> None:
+        self._lane, self._page_key = lane, page_key
+        self._last: bytes | None = None
+        self._page: list[tuple[bytes, bytes]] = []
+        self._bytes = 0
+        self._rows: list[tuple[bytes, int, bytes]] = []
+        self.entries = 0
+
+    def add(self, entry: trees.Entry) -> bytes:
+        """Add an entry; return its encoded record."""
+        record = trees.encode_record(entry)
+        self.add_record(entry.path, record)
+        return record
+
+    def add_record(self, path: bytes, record: bytes) -> None:
+        """Add an entry that was encoded before."""
+        if self._last is not None and path <= self._last:
+            raise ValueError(f"tree entries out of order: {path!r} after {self._last!r}")
+        self._last = path
+        page = self._page
+        page.append((path, record))
+        self._bytes += len(record)
+        size = len(page)
+        if size >= _PAGE_MIN and (
+            size >= _PAGE_MAX or self._bytes >= _PAGE_BYTES or self._ends_page(path)
+        ):
+            self._close_page()
+
+    def finish(self) -> Root:
+        """Store what is left, and the index pages above it; return the root."""
+        if self._page or not self._rows:
+            self._close_page()
+        rows, levels = self._rows, 0
+        while len(rows) > 1:
+            rows = self._index_level(rows)
+            levels += 1
+        return Root(rows[0][0], levels, self.entries)
+
+    def _ends_page(self, path: bytes) -> bool:
+        digest = blake3(path, key=self._page_key).digest(4)
+        return int.from_bytes(digest, "little") < _PAGE_THRESHOLD
+
+    def _close_page(self) -> None:
+        page, self._page, self._bytes = self._page, [], 0
+        (page_id,) = self._lane.put_chunks(b"tree", [trees.encode_page(page)])
+        self._rows.append((page_id, len(page), page[0][0] if page else b""))
+        self.entries += len(page)
+
+    def _index_level(
+        self, rows: Sequence[tuple[bytes, int, bytes]]
+    ) -> list[tuple[bytes, int, bytes]]:
+        above, group = [], []
+        for row in rows:
+            group.append(row)
+            if len(group) >= _PAGE_MAX or (len(group) >= _PAGE_MIN and self._ends_page(row[2])):
+                above.append(self._index_page(group))
+                group = []
+        if group:
+            above.append(self._index_page(group))
+        return above
+
+    def _index_page(
+        self, group: Sequence[tuple[bytes, int, bytes]]
+    ) -> tuple[bytes, int, bytes]:
+        (page_id,) = self._lane.put_chunks(b"tree", [trees.encode_index(group)])
+        return page_id, sum(row[1] for row in group), group[0][2]
+
+
+__all__ = ["ABSENT", "Seams", "Settings", "WriteContent", "WriteLane", "WriteSession"]
