@@ -189,7 +189,7 @@ def slot_context(repository_id: bytes, epoch: int, role: str, label: str, create
 
 
 class _Attempts:
-    """Holders against slots: how often each was refused, why it was refused, what proved damaged."""
+    """Holders against slots: how often each was refused and why, and what proved damaged."""
 
     def __init__(self, holders: Sequence[KeyHolder], repository_id: bytes) -> None:
         self._holders = holders
