@@ -1,0 +1,1 @@
+"""Everything that knows PostgreSQL: servers, client tools, logical dumps and restores."""
