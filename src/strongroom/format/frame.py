@@ -66,9 +66,7 @@ class FrameOpener:
     def open(self, sealed: Buffer, sequence: int) -> bytes:
         """Return the chunks of a frame, one after the other; ValueError when it is damaged."""
         try:
-            packed = self._cipher.decrypt(
-                nonce(sequence), sealed, context(self._session, sequence)
-            )
+            packed = self._cipher.decrypt(nonce(sequence), sealed, context(self._session, sequence))
         except InvalidTag:
             raise ValueError("the frame does not authenticate") from None
         try:

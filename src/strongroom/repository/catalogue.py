@@ -210,10 +210,14 @@ class Catalogue:
         for entry in self.storage.list("gc/"):
             if not entry.name.endswith(".condemn"):
                 continue
-            body = self._json(entry.name, record.GC)
+            body = self.open_gc(entry.name)
             generations.add(entry.name)
             packs.update(bytes.fromhex(name) for name in body["packs"])
         return Condemned(frozenset(generations), frozenset(packs))
+
+    def open_gc(self, name: str) -> dict[str, Any]:
+        """Read a prune's record."""
+        return self._json(name, record.GC)
 
     def put_gc(self, name: str, body: Mapping[str, Any]) -> None:
         """Store a prune's record, if nobody else holds the name."""

@@ -7,7 +7,7 @@ segments, with what a prune condemned or replaced already left out of account.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -53,6 +53,10 @@ class ChunkColumns:
 
     def __len__(self) -> int:
         return len(self._first)
+
+    def id(self, row: int) -> bytes:
+        """The id in a row."""
+        return b"".join(column[row].tobytes() for column in self._words)
 
     def find(self, ids: bytes | memoryview) -> I64:
         """For each id its row here, or ABSENT."""
@@ -156,15 +160,14 @@ class Index:
         self._condemned = np.fromiter(
             (name in condemned for _, name in self.packs), np.bool_, len(self.packs)
         )
+        self._by_frame: I64 | None = None
         self._settle_frames()
         self._settle_chunks(builder)
 
     def _settle_frames(self) -> None:
         """Keep one row per (session, sequence): one that rests in a pack that is not condemned."""
         rows = self._frames
-        spoiled = (
-            self._condemned[rows["pack"]] if len(rows) else np.zeros(0, np.bool_)
-        )
+        spoiled = self._condemned[rows["pack"]] if len(rows) else np.zeros(0, np.bool_)
         key = rows["session"].astype(np.uint64) << np.uint64(32) | rows["sequence"]
         order = np.lexsort((spoiled, key))
         key, rows, spoiled = key[order], rows[order], spoiled[order]
@@ -257,6 +260,48 @@ class Index:
             found[self.sessions[int(number)].id] = ranges(inside.astype(np.int64))
         return found
 
+    def frames_in(self, tree: bool, pack: bytes) -> npt.NDArray[np.bool_]:
+        """Mark the frames that are read from a pack."""
+        result = np.zeros(len(self._frames), np.bool_)
+        for number, known in enumerate(self.packs):
+            if known == (tree, pack):
+                result |= self._frames["pack"] == number
+        return result
+
+    def frame_ends(self) -> I64:
+        """For each frame the byte after it, in its pack."""
+        ends: I64 = self._frames["offset"].astype(np.int64) + self._frames["length"]
+        return ends
+
+    def chunks_in(self, frame_row: int) -> list[tuple[bytes, int, int]]:
+        """Id, offset and length of every chunk of a frame."""
+        if self._by_frame is None:
+            self._by_frame = np.argsort(self.frame, kind="stable")
+        ordered = self._by_frame
+        low = int(np.searchsorted(self.frame, frame_row, "left", ordered))
+        high = int(np.searchsorted(self.frame, frame_row, "right", ordered))
+        rows = ordered[low:high]
+        return [
+            (self.chunks.id(row), int(self.offset[row]), int(self.length[row]))
+            for row in rows.tolist()
+        ]
+
+    def unknown(self, frames: Mapping[str, Sequence[Sequence[int]]]) -> int:
+        """How many frames of a refs are not in this index."""
+        missing = 0
+        numbers = {session.id.hex(): number for number, session in enumerate(self.sessions)}
+        for session, held in frames.items():
+            for first, after in held:
+                wanted = after - first
+                number = numbers.get(session)
+                if number is not None:
+                    low = np.uint64(number) << np.uint64(32)
+                    edges = np.array([first, after], np.uint64) + low
+                    begin, end = np.searchsorted(self._frame_keys, edges)
+                    wanted -= int(end - begin)
+                missing += wanted
+        return missing
+
     def extents(self) -> dict[tuple[bool, bytes], int]:
         """For each pack, the byte after the last frame that is known in it."""
         ends: dict[tuple[bool, bytes], int] = {}
@@ -295,7 +340,9 @@ class _Builder:
     def add(self, segment: Segment) -> None:
         rows = segment.frames.copy()
         if len(rows):
-            sessions = [self._session(row.id, row.epoch, row.sealed_key) for row in segment.sessions]
+            sessions = [
+                self._session(row.id, row.epoch, row.sealed_key) for row in segment.sessions
+            ]
             rows["session"] = np.asarray(sessions, np.uint32)[rows["session"]]
             packs = [self._pack(pack) for pack in segment.packs]
             rows["pack"] = np.asarray(packs, np.uint32)[rows["pack"]]

@@ -112,7 +112,7 @@ class Source(Protocol):
 
     @property
     def kind(self) -> str:
-        """"files" or "postgres"."""
+        """ "files" or "postgres"."""
 
     def back_up(self, session: Session, *, progress: Progress) -> Taken:
         """Push everything into the session. May be called again, with another session, on the

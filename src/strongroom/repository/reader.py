@@ -180,9 +180,7 @@ class ChunkReader:
             self._cache_put(place, plain)
         return checked
 
-    def _verify(
-        self, kind: bytes, plain: bytes, needs: Sequence[_Need]
-    ) -> bytes | StrongroomError:
+    def _verify(self, kind: bytes, plain: bytes, needs: Sequence[_Need]) -> bytes | StrongroomError:
         """Recompute the ids of the chunks that are wanted from a frame."""
         key = self._key(kind)
         view = memoryview(plain)
@@ -211,9 +209,7 @@ class ChunkReader:
                 continue
             row, offset, length = place
             view = views[row]
-            chunks.append(
-                view[offset : offset + length] if isinstance(view, memoryview) else view
-            )
+            chunks.append(view[offset : offset + length] if isinstance(view, memoryview) else view)
         return chunks
 
     # -- keys and cache --------------------------------------------------------------------
@@ -316,7 +312,7 @@ class SnapshotReader:
 
     def entries(self, under: bytes = b"") -> Iterator[Entry]:
         """Yield entries in raw path order; with `under`, that entry and everything below it."""
-        return self._walk(under, strict=True)
+        return self._walk(under)
 
     def find(self, path: bytes) -> Entry | None:
         """Return one entry."""
@@ -330,21 +326,30 @@ class SnapshotReader:
         """Try every page; yield (first path it should hold, error) for those that do not open."""
         yield from self._damaged(self.record.root, b"")
 
-    def page_ids(self) -> Iterator[bytes]:
-        """Yield the chunk id of every page that opens, index pages included."""
-        root = self.record.root
-        yield from self._page_ids(root.id, root.levels)
+    def readable_entries(self) -> Iterator[Entry]:
+        """Yield the entries of every page that opens, skipping those that do not."""
+        for _, page_id in self._readable_pages(self.record.root.id, self.record.root.levels):
+            try:
+                for path, raw in trees.decode_page(self._chunks.get(b"tree", page_id)):
+                    yield trees.decode_record(path, raw)
+            except (StrongroomError, ValueError):
+                continue  # `damaged_pages` names it
 
-    def _page_ids(self, page_id: bytes, level: int) -> Iterator[bytes]:
-        yield page_id
+    def _readable_pages(self, page_id: bytes, level: int) -> Iterator[tuple[bytes, bytes]]:
         if not level:
+            yield b"", page_id
             return
         try:
             rows = trees.decode_index(self._chunks.get(b"tree", page_id))
         except (StrongroomError, ValueError):
             return
         for child, _, _ in rows:
-            yield from self._page_ids(child, level - 1)
+            yield from self._readable_pages(child, level - 1)
+
+    def extents(self, entry: Entry) -> Iterator[Extent]:
+        """Yield an entry's extents, reading its extent pages; ValueError, Damaged when it cannot."""
+        for part in self._extent_parts(entry):
+            yield from part
 
     def _damaged(self, root: Root, first: bytes) -> Iterator[tuple[bytes, StrongroomError]]:
         stack = [(root.id, root.levels, first)]
@@ -363,7 +368,7 @@ class SnapshotReader:
             except ValueError as fault:
                 yield path, Damaged(f"A tree page does not decode: {fault}.")
 
-    def _walk(self, under: bytes, *, strict: bool) -> Iterator[Entry]:
+    def _walk(self, under: bytes) -> Iterator[Entry]:
         low = under
         high = under + b"0" if under else None  # "0" follows "/"
         below = under + b"/"

@@ -177,4 +177,3 @@ def open_footer(catalogue: Catalogue, name: str, sealed: bytes | memoryview) -> 
 
 
 __all__ = ["Repository", "Seams", "Settings", "open_footer", "read_footer"]
-

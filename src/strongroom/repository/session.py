@@ -17,7 +17,6 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -285,9 +284,7 @@ class WriteSession:
         self._closed = True
         self._pipeline.close()
         moment = self._seams.now().isoformat()
-        self._catalogue.put_mark(
-            self.group, self.id.hex(), 1, {"outcome": outcome, "time": moment}
-        )
+        self._catalogue.put_mark(self.group, self.id.hex(), 1, {"outcome": outcome, "time": moment})
 
 
 CHUNK_KINDS = (b"data", b"page", b"extents", b"tree")
@@ -435,9 +432,7 @@ class WriteContent:
             pieces.append(window[begin:end])
             begin = end
         if pieces:
-            for chunk_id, piece in zip(
-                self._lane.put_chunks(b"data", pieces), pieces, strict=True
-            ):
+            for chunk_id, piece in zip(self._lane.put_chunks(b"data", pieces), pieces, strict=True):
                 self._extend(chunk_id, len(piece))
         rest = self._fill - begin
         if begin and rest:
@@ -545,9 +540,7 @@ class TreeWriter:
             above.append(self._index_page(group))
         return above
 
-    def _index_page(
-        self, group: Sequence[tuple[bytes, int, bytes]]
-    ) -> tuple[bytes, int, bytes]:
+    def _index_page(self, group: Sequence[tuple[bytes, int, bytes]]) -> tuple[bytes, int, bytes]:
         (page_id,) = self._lane.put_chunks(b"tree", [trees.encode_index(group)])
         return page_id, sum(row[1] for row in group), group[0][2]
 

@@ -1,0 +1,159 @@
+"""Look into a repository: which snapshots, what is in one, one file of it, what changed."""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Literal
+
+from strongroom.errors import NotFound, UsageError
+from strongroom.format.tree import Entry, Kind
+from strongroom.repository.catalogue import DamagedRecord, Snapshot
+from strongroom.repository.reader import SnapshotReader
+from strongroom.repository.repository import Repository
+
+Change = Literal["added", "removed", "changed", "metadata"]
+
+
+@dataclass(frozen=True, slots=True)
+class Listing:
+    """Snapshots, oldest first, and the commit records that do not open."""
+
+    snapshots: list[Snapshot]
+    damaged: list[DamagedRecord]
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """One path that two snapshots do not agree on."""
+
+    path: bytes
+    change: Change
+    before: Entry | None
+    after: Entry | None
+
+
+def list_snapshots(repository: Repository, source: str | None = None) -> Listing:
+    """Every snapshot of a source, or of all."""
+    listing = Listing([], [])
+    for found in repository.catalogue.snapshots(source):
+        if isinstance(found, DamagedRecord):
+            listing.damaged.append(found)
+        else:
+            listing.snapshots.append(found)
+    listing.snapshots.sort(key=lambda snapshot: snapshot.time)
+    return listing
+
+
+def find_snapshot(
+    repository: Repository,
+    source: str,
+    *,
+    backup: str | None = None,
+    at: datetime | None = None,
+) -> Snapshot:
+    """The snapshot that is meant: an id or a unique prefix of one, `latest`, `oldest`, or the
+    newest not after `at`. NotFound, UsageError for a prefix of several."""
+    snapshots = list_snapshots(repository, source).snapshots
+    if not snapshots:
+        raise NotFound(f"There is no snapshot of {source} in {repository.storage.url}.")
+    if at is not None:
+        return _not_after(snapshots, source, at)
+    if backup in (None, "latest"):
+        return snapshots[-1]
+    if backup == "oldest":
+        return snapshots[0]
+    found = [snapshot for snapshot in snapshots if snapshot.id.startswith(str(backup))]
+    if len(found) > 1:
+        ids = ", ".join(snapshot.id for snapshot in found[:5])
+        raise UsageError(f"{backup!r} is the beginning of {len(found)} snapshot ids: {ids}.")
+    if not found:
+        raise NotFound(f"No snapshot of {source} has an id that begins with {backup!r}.")
+    return found[0]
+
+
+def _not_after(snapshots: list[Snapshot], source: str, at: datetime) -> Snapshot:
+    before = [snapshot for snapshot in snapshots if snapshot.time <= at]
+    if before:
+        return before[-1]
+    oldest = snapshots[0].time.isoformat(timespec="seconds")
+    raise NotFound(
+        f"There is no snapshot of {source} from {at.isoformat(timespec='seconds')} or before;"
+        f" the oldest is of {oldest}."
+    )
+
+
+def ls(reader: SnapshotReader, path: bytes = b"", *, recursive: bool = False) -> Iterator[Entry]:
+    """Yield what is at `path`: the entry itself if it is no directory, else what is in it."""
+    path = path.strip(b"/")
+    found = reader.find(path) if path else None
+    if found is not None and found.kind is not Kind.DIRECTORY:
+        yield found
+        return
+    empty = True
+    depth = path.count(b"/") + 1 if path else 0
+    for entry in reader.entries(path):
+        if entry.path == path:
+            empty = False
+            continue
+        empty = False
+        if recursive or entry.path.count(b"/") == depth:
+            yield entry
+    if path and empty:
+        raise NotFound(f"The snapshot holds nothing at {path.decode(errors='backslashreplace')}.")
+
+
+def get(reader: SnapshotReader, path: bytes) -> tuple[Entry, Iterator[memoryview]]:
+    """One file's entry and its bytes, in order; hard links are followed to their content."""
+    entry = reader.find(path.strip(b"/"))
+    if entry is not None and entry.kind is Kind.HARDLINK:
+        entry = reader.find(entry.target)
+    if entry is None:
+        shown = path.decode(errors="backslashreplace")
+        raise NotFound(f"The snapshot holds nothing at {shown}.")
+    if entry.kind not in (Kind.FILE, Kind.STREAM):
+        shown = path.decode(errors="backslashreplace")
+        raise UsageError(
+            f"{shown} is a {entry.kind.name.lower()}, not a file.",
+            do="`strongroom restore … --path` brings back directories and everything else.",
+        )
+    return entry, reader.stream(entry)
+
+
+def diff(before: SnapshotReader, after: SnapshotReader) -> Iterator[Difference]:
+    """Yield every path on which two snapshots do not agree, in path order."""
+    tagged = heapq.merge(
+        ((entry.path, 0, entry) for entry in before.entries()),
+        ((entry.path, 1, entry) for entry in after.entries()),
+        key=lambda row: row[:2],
+    )
+    held: Entry | None = None
+    for path, side, entry in tagged:
+        if held is not None and (side == 0 or held.path != path):
+            yield Difference(held.path, "removed", held, None)
+            held = None
+        if side == 0:
+            held = entry
+        elif held is None:
+            yield Difference(path, "added", None, entry)
+        else:
+            change = _change(held, entry)
+            if change is not None:
+                yield Difference(path, change, held, entry)
+            held = None
+    if held is not None:
+        yield Difference(held.path, "removed", held, None)
+
+
+def _change(before: Entry, after: Entry) -> Change | None:
+    if before == after:
+        return None
+    same = (before.kind, before.size, before.content, before.target) == (
+        after.kind,
+        after.size,
+        after.content,
+        after.target,
+    )
+    return "metadata" if same else "changed"

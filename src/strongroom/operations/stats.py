@@ -1,0 +1,43 @@
+"""How much rests in a repository, and what deduplication and compression made of it."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+
+from strongroom.operations.browse import list_snapshots
+from strongroom.repository.repository import Repository
+
+
+@dataclass(frozen=True, slots=True)
+class Stats:
+    """Counts, and sizes in bytes. `source_size` sums what every snapshot holds, as it was at the
+    source; `unique_size` is what of it was new when it was stored; `stored_size` what rests."""
+
+    objects: dict[str, int]
+    sizes: dict[str, int]
+    snapshots: int
+    source_size: int
+    unique_size: int
+    stored_size: int
+    free: int | None
+
+
+def stats(repository: Repository) -> Stats:
+    """Count everything once; needs no key that opens data."""
+    objects: Counter[str] = Counter()
+    sizes: Counter[str] = Counter()
+    for entry in repository.storage.list(""):
+        folder = entry.name.split("/", 1)[0]
+        objects[folder] += 1
+        sizes[folder] += entry.size
+    snapshots = list_snapshots(repository).snapshots
+    return Stats(
+        objects=dict(sorted(objects.items())),
+        sizes=dict(sorted(sizes.items())),
+        snapshots=len(snapshots),
+        source_size=sum(snapshot.size for snapshot in snapshots),
+        unique_size=sum(snapshot.new_size for snapshot in snapshots),
+        stored_size=sum(sizes.values()),
+        free=repository.storage.free_space(),
+    )
