@@ -81,7 +81,9 @@ class Tree(Protocol):
 class Session(Protocol):
     """One run of writing. Chunks that the repository has are not stored again."""
 
-    tree: Tree
+    @property
+    def tree(self) -> Tree:
+        """The snapshot's tree."""
 
     def lane(self) -> Lane:
         """Open one more way in; one per thread. Lanes are closed by the session."""
@@ -125,7 +127,9 @@ class Source(Protocol):
 class SnapshotReader(Protocol):
     """One snapshot, opened for reading. Safe for many threads."""
 
-    facts: Mapping[str, Any]
+    @property
+    def facts(self) -> Mapping[str, Any]:
+        """What the source said of itself when it was backed up."""
 
     def entries(self, under: bytes = b"") -> Iterator[Entry]:
         """Yield entries in raw path order; with `under`, that entry and everything below it."""
