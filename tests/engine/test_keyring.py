@@ -6,6 +6,7 @@ import itertools
 import json
 from collections.abc import Callable, Iterable
 from datetime import UTC, datetime, timedelta, timezone
+from pathlib import Path
 
 import pytest
 from blake3 import blake3
@@ -28,6 +29,7 @@ from strongroom.repository.keyring import (
     remove_slot,
 )
 from strongroom.storage.base import Buffer
+from strongroom.storage.local import LocalStorage
 from strongroom.storage.memory import MemoryStorage
 
 REPOSITORY, ELSEWHERE = b"r" * 16, b"e" * 16
@@ -158,6 +160,30 @@ def test_a_reader_is_preferred_to_a_writer_in_any_order(storage: MemoryStorage) 
     add_slot(store, WRITER, OWNER, "writer first", NOW)
     add_slot(store, READER, OWNER, "reader second", NOW)
     assert open_keyring(store, [OWNER], REPOSITORY).role == "reader"
+
+
+def test_a_cheap_holder_that_is_given_first_spares_the_dear_one(storage: MemoryStorage) -> None:
+    dear = CountingHolder(OWNER)
+    assert open_keyring(storage, [CODE, dear], REPOSITORY).current == READER
+    assert dear.unwraps == 0
+    assert open_keyring(storage, [HOST, dear], REPOSITORY).current == READER
+    assert dear.unwraps == 1
+
+
+def test_slots_rest_in_a_directory_as_in_memory(storage: MemoryStorage, tmp_path: Path) -> None:
+    local = LocalStorage(str(tmp_path))
+    added = [
+        add_slot(local, READER, OWNER, "owner", NOW),
+        add_slot(local, READER, CODE, "recovery kit", NOW),
+        add_slot(local, WRITER, HOST, "host-a", NOW),
+    ]
+    assert {info.name for info in list_slots(local)} == {info.name for info in added}
+    assert open_keyring(local, [HOST], REPOSITORY).current == WRITER
+    keyring = open_keyring(local, [OWNER], REPOSITORY)
+    assert (keyring.current, keyring.damaged) == (READER, ())
+    remove_slot(local, "host-a", keyring)
+    with pytest.raises(KeyRefused):
+        open_keyring(local, [HOST], REPOSITORY)
 
 
 def test_every_epoch_is_opened_and_the_newest_is_current(storage: MemoryStorage) -> None:

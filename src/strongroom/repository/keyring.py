@@ -82,7 +82,7 @@ class Keyring:
 
     @property
     def role(self) -> str:
-        """ "reader" or "writer", of the current keys."""
+        """The role of the current keys: reader or writer."""
         return self.current.role
 
     def epoch(self, number: int) -> Keyset:
@@ -101,24 +101,17 @@ class _Slot(NamedTuple):
 def open_keyring(storage: Storage, holders: Sequence[KeyHolder], repository_id: bytes) -> Keyring:
     """Open the best keyset of every epoch that a holder opens, readers' before writers'.
 
+    Holders are tried in the order given, so put the cheap ones first.
     KeyRefused when nothing opens; Damaged when there is no undamaged slot at all.
     """
     slots, damaged = _read_all(storage, MAX_READ)
-    attempts = _Attempts(holders, repository_id)
-    keysets: dict[int, Keyset] = {}
-    opened_by: dict[int, str] = {}
-    for slot in slots:
-        best = keysets.get(slot.info.epoch)
-        if best is not None and (best.reads or slot.info.role != READER):
-            continue
-        keyset = attempts.open(slot)
-        if keyset is not None:
-            keysets[slot.info.epoch] = keyset
-            opened_by[slot.info.epoch] = slot.info.name
-    damaged += attempts.damaged
-    if not keysets:
-        raise _nothing_opens(holders, slots, damaged, attempts)
-    return Keyring(keysets, opened_by, tuple(damaged))
+    opening = _Opening(repository_id, slots)
+    for holder in holders:
+        opening.try_holder(holder)
+    damaged += opening.damaged
+    if not opening.keysets:
+        raise _nothing_opens(holders, damaged, opening)
+    return Keyring(opening.keysets, opening.opened_by, tuple(damaged))
 
 
 def add_slot(
@@ -188,75 +181,84 @@ def slot_context(repository_id: bytes, epoch: int, role: str, label: str, create
     return b"strongroom key slot 1\n" + canonical(bound)
 
 
-class _Attempts:
-    """Holders against slots: how often each was refused and why, and what proved damaged."""
+class _Opening:
+    """Holders against slots: what opened, what was refused and why, what proved damaged."""
 
-    def __init__(self, holders: Sequence[KeyHolder], repository_id: bytes) -> None:
-        self._holders = holders
+    def __init__(self, repository_id: bytes, slots: list[_Slot]) -> None:
         self._repository = repository_id
-        self._tries = [0] * len(holders)
+        self.slots = slots
+        self.keysets: dict[int, Keyset] = {}
+        self.opened_by: dict[int, str] = {}
         self.tried: set[str] = set()
-        self.untried = 0
+        self.untried = False
         self.refusals: dict[str, KeyRefused] = {}
         self.damaged: list[str] = []
 
-    def open(self, slot: _Slot) -> Keyset | None:
-        """Return the keyset, or None when no holder opens the slot."""
+    def try_holder(self, holder: KeyHolder) -> None:
+        """Open what the holder opens and what is of use beside what is open already."""
+        refused = 0
+        for slot in self.slots:
+            if holder.kind != slot.info.kind or not self._is_of_use(slot.info):
+                continue
+            if refused >= MAX_TRIES:
+                self.untried = True
+                return
+            refused += not self._open(holder, slot)
+
+    def _is_of_use(self, info: SlotInfo) -> bool:
+        best = self.keysets.get(info.epoch)
+        return info.name not in self.damaged and (
+            best is None or (info.role == READER and not best.reads)
+        )
+
+    def _open(self, holder: KeyHolder, slot: _Slot) -> bool:
         info = slot.info
         context = slot_context(self._repository, info.epoch, info.role, info.label, info.created)
-        for number, holder in enumerate(self._holders):
-            if holder.kind != info.kind:
-                continue
-            if self._tries[number] >= MAX_TRIES:
-                self.untried += 1
-                continue
-            self.tried.add(info.name)
-            try:
-                material = holder.unwrap(slot.stanza, context=context)
-            except KeyRefused as refusal:
-                self._tries[number] += 1
-                self.refusals.setdefault(refusal.what, refusal)
-                continue
-            return self._decode(info, material)
-        return None
-
-    def _decode(self, info: SlotInfo, material: bytes) -> Keyset | None:
+        self.tried.add(info.name)
         try:
-            keyset = decode_keyset(material)
-        except ValueError:
-            keyset = None
-        if keyset is None or (keyset.repository, keyset.epoch, keyset.role) != (
-            self._repository,
-            info.epoch,
-            info.role,
-        ):
+            material = holder.unwrap(slot.stanza, context=context)
+        except KeyRefused as refusal:
+            self.refusals.setdefault(refusal.what, refusal)
+            return False
+        keyset = _decoded(material)
+        claims = (self._repository, info.epoch, info.role)
+        if keyset is None or (keyset.repository, keyset.epoch, keyset.role) != claims:
             self.damaged.append(info.name)
-            return None
-        return keyset
+        else:
+            self.keysets[info.epoch] = keyset
+            self.opened_by[info.epoch] = info.name
+        return True
+
+
+def _decoded(material: bytes) -> Keyset | None:
+    try:
+        return decode_keyset(material)
+    except ValueError:
+        return None
 
 
 def _nothing_opens(
-    holders: Sequence[KeyHolder], slots: list[_Slot], damaged: list[str], attempts: _Attempts
+    holders: Sequence[KeyHolder], damaged: list[str], opening: _Opening
 ) -> KeyRefused | Damaged:
     broken = f"Damaged key slots were passed over: {_some(damaged)}." if damaged else ""
-    if not slots:
+    if not opening.slots:
         return Damaged(
             _sentences("The repository has no undamaged key slot.", broken),
             means="Nothing in the repository can be read until a key slot is brought back.",
             do=f"Bring the objects below {PREFIX} back from a copy or an older version.",
         )
-    if not attempts.tried:
+    if not opening.tried:
         given = ", ".join(sorted({holder.kind for holder in holders})) or "none"
-        kinds = ", ".join(sorted({slot.info.kind for slot in slots}))
+        kinds = ", ".join(sorted({slot.info.kind for slot in opening.slots}))
         what = "No key of a kind that opens the repository was given"
         return KeyRefused(_sentences(f"{what} (given: {given}; key slots: {kinds}).", broken))
-    count = len(attempts.tried)
+    count = len(opening.tried)
     tried = "1 key slot was tried" if count == 1 else f"{count} key slots were tried"
-    unread = "Further key slots were not tried." if attempts.untried else ""
-    advice = next(iter(attempts.refusals.values())).do if len(attempts.refusals) == 1 else None
+    unread = "Further key slots were not tried." if opening.untried else ""
+    advice = next(iter(opening.refusals.values())).do if len(opening.refusals) == 1 else None
     return KeyRefused(
         _sentences(
-            f"No key given opens the repository; {tried}.", *attempts.refusals, unread, broken
+            f"No key given opens the repository; {tried}.", *opening.refusals, unread, broken
         ),
         do=advice,
     )
