@@ -1,7 +1,8 @@
 """Create a repository: probe the store, make the keys, wrap them, write the identity last.
 
 Before the identity is written there is no repository; a crash leaves key
-objects that open nothing, and the next `init` clears them away.
+objects that open nothing, and the next `init` that succeeds clears them away:
+only who has put the identity may, or two at once would take each other's keys.
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ def initialise(
 
     Refused when there is a repository already, or objects that may belong to one.
     """
-    _refuse_occupied(storage)
+    left = _refuse_occupied(storage)
     repository = seams.random(16)
     capabilities = probe(storage, token=seams.random(8).hex())
     keyset = keysets.generate(repository, 1, writer_name, random=seams.random)
@@ -68,6 +69,7 @@ def initialise(
         storage.put(identities.NAME, data, if_absent=capabilities.put_if_absent)
     except AlreadyExists:
         raise _occupied(storage.url) from None
+    storage.delete(left)
     kit = recovery_kit(
         repository_id=repository.hex(),
         url=storage.url,
@@ -79,8 +81,8 @@ def initialise(
     return Initialised(identity, kit)
 
 
-def _refuse_occupied(storage: Storage) -> None:
-    """Nothing may be here but what a crashed `init` left: key objects without an identity."""
+def _refuse_occupied(storage: Storage) -> list[str]:
+    """Return what a crashed `init` left: key objects without an identity. Refuse anything else."""
     left = []
     for entry in storage.list(""):
         if entry.name == identities.NAME:
@@ -91,7 +93,7 @@ def _refuse_occupied(storage: Storage) -> None:
                 do="Choose an empty place for the repository.",
             )
         left.append(entry.name)
-    storage.delete(left)
+    return left
 
 
 def _occupied(url: str) -> Refused:

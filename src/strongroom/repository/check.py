@@ -22,7 +22,7 @@ import numpy as np
 import numpy.typing as npt
 from blake3 import blake3
 
-from strongroom.errors import Damaged, ObjectMissing, StrongroomError
+from strongroom.errors import Damaged, KeyRefused, ObjectMissing, StrongroomError
 from strongroom.format import content as contents
 from strongroom.format import keyset as keysets
 from strongroom.format import pack as packs
@@ -392,7 +392,9 @@ class Checker:
 
     def _opener(self, index: Index, row: int) -> FrameOpener:
         known = index.session(row)
-        keyset = self._repository.keys.keysets[known.epoch]
+        keyset = self._repository.keys.keysets.get(known.epoch)
+        if keyset is None:
+            raise KeyRefused(f"No key of epoch {known.epoch} is at hand.")
         return FrameOpener(known.id, keysets.open_session_key(keyset, known.id, known.sealed_key))
 
     # -- files -----------------------------------------------------------------------------

@@ -1,0 +1,73 @@
+"""The limit of this machine: the bare primitives over the same bytes, with none of our logic.
+
+Every core takes the next MiB: read, keyed BLAKE3, zstd 1, AES-GCM, AES-GCM
+back, zstd back, compare, write; at the end fsync. Buffers are kept, the
+allocator is tuned as the program's is.
+
+    python -m bench.limit SOURCE TARGET
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import sys
+import threading
+
+from blake3 import blake3
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+
+from strongroom import kernel
+
+if sys.version_info >= (3, 14):
+    from compression import zstd
+else:
+    from backports import zstd
+
+MIB = 1024 * 1024
+
+
+def main(source: str, target: str) -> None:
+    """Run the primitives on all cores."""
+    kernel.tune_allocator()
+    os.makedirs(target, exist_ok=True)
+    jobs = []
+    for name in sorted(os.listdir(source)):
+        file = os.open(f"{source}/{name}", os.O_RDONLY)
+        jobs += [(file, at) for at in range(0, os.fstat(file).st_size, MIB)]
+    turn = itertools.count()
+    workers = [
+        threading.Thread(target=_work, args=(jobs, turn, number, f"{target}/{number}"))
+        for number in range(os.cpu_count() or 2)
+    ]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+
+
+def _work(jobs: list[tuple[int, int]], turn: itertools.count[int], worker: int, path: str) -> None:
+    cipher, key = AESGCM(bytes(32)), bytes(32)
+    compressor = zstd.ZstdCompressor(level=1)
+    plain, sealed, opened = bytearray(MIB), bytearray(2 * MIB), bytearray(2 * MIB)
+    out = os.open(path, os.O_CREAT | os.O_WRONLY | os.O_TRUNC)
+    for number in turn:
+        if number >= len(jobs):
+            break
+        file, at = jobs[number]
+        os.preadv(file, [plain], at)
+        blake3(plain, key=key).digest()
+        packed = compressor.compress(plain, mode=compressor.FLUSH_FRAME)
+        nonce = number.to_bytes(12, "little")
+        into = memoryview(sealed)[: len(packed) + 16]
+        cipher.encrypt_into(nonce, packed, None, into)
+        back = memoryview(opened)[: len(packed)]
+        cipher.decrypt_into(nonce, into, None, back)
+        if zstd.decompress(back) != plain:
+            raise SystemExit("the primitives do not agree")
+        os.write(out, into)
+    os.fsync(out)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], sys.argv[2])
