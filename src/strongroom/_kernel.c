@@ -192,7 +192,8 @@ static PyObject *candidates(PyObject *module, PyObject *args)
 
 /* Layout of kernel.STAT: the first KEY_SIZE bytes are kernel.KEY. */
 #define KEY_SIZE 56
-#define STAT_SIZE 72
+#define EXTRA_SIZE 16
+#define STAT_SIZE (KEY_SIZE + EXTRA_SIZE)
 #define BATCH 256
 
 static uint8_t *put32(uint8_t *to, uint32_t v)
@@ -350,9 +351,10 @@ static PyObject *listing_result(const listing *l, size_t count)
         good += !items[i].error;
     PyObject *names = PyList_New((Py_ssize_t)good);
     PyObject *kinds = PyBytes_FromStringAndSize(NULL, (Py_ssize_t)good);
-    PyObject *stats = PyBytes_FromStringAndSize(NULL, (Py_ssize_t)(good * STAT_SIZE));
+    PyObject *keys = PyBytes_FromStringAndSize(NULL, (Py_ssize_t)(good * KEY_SIZE));
+    PyObject *extras = PyBytes_FromStringAndSize(NULL, (Py_ssize_t)(good * EXTRA_SIZE));
     PyObject *failed = failed_list(l, count);
-    if (!names || !kinds || !stats || !failed)
+    if (!names || !kinds || !keys || !extras || !failed)
         goto fault;
     for (size_t i = 0, to = 0; i < count; i++) {
         if (items[i].error)
@@ -362,14 +364,16 @@ static PyObject *listing_result(const listing *l, size_t count)
         if (!name)
             goto fault;
         PyList_SET_ITEM(names, (Py_ssize_t)to, name);
-        memcpy(PyBytes_AS_STRING(stats) + to * STAT_SIZE, items[i].stat, STAT_SIZE);
+        memcpy(PyBytes_AS_STRING(keys) + to * KEY_SIZE, items[i].stat, KEY_SIZE);
+        memcpy(PyBytes_AS_STRING(extras) + to * EXTRA_SIZE, items[i].stat + KEY_SIZE, EXTRA_SIZE);
         PyBytes_AS_STRING(kinds)[to++] = (char)((items[i].stat[1] >> 4) & 0xF);
     }
-    return Py_BuildValue("(NNNN)", names, kinds, stats, failed);
+    return Py_BuildValue("(NNNNN)", names, kinds, keys, extras, failed);
 fault:
     Py_XDECREF(names);
     Py_XDECREF(kinds);
-    Py_XDECREF(stats);
+    Py_XDECREF(keys);
+    Py_XDECREF(extras);
     Py_XDECREF(failed);
     return NULL;
 }
@@ -400,7 +404,7 @@ static int list_names(int fd, listing *l)
     return directory && !failed ? 0 : -1;
 }
 
-PyDoc_STRVAR(scan_dir_doc, "scan_dir(fd) -> (names, kinds, stats, failed)");
+PyDoc_STRVAR(scan_dir_doc, "scan_dir(fd) -> (names, kinds, keys, extras, failed)");
 
 static PyObject *scan_dir(PyObject *module, PyObject *args)
 {

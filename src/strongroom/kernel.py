@@ -33,16 +33,17 @@ COMPILED: bool = _compiled is not None
 
 # A file's facts as bytes, so that "nothing changed" is one comparison of KEY_SIZE bytes.
 # KEY is what stays while a file stays the same: mode (with type), nlink, uid, gid, rdev, ino,
-# size, mtime ns, ctime ns. STAT adds what may change by itself: dev (another number after a
-# reboot or in a volume snapshot) and blocks of 512 bytes (delayed allocation).
+# size, mtime ns, ctime ns. EXTRA is what may change by itself: dev (another number after a
+# reboot or in a volume snapshot) and blocks of 512 bytes (delayed allocation). STAT is both.
 KEY = struct.Struct("<IIIIQQQqq")
+EXTRA = struct.Struct("<QQ")
 STAT = struct.Struct("<IIIIQQQqqQQ")
-KEY_SIZE, STAT_SIZE = KEY.size, STAT.size
+KEY_SIZE, EXTRA_SIZE, STAT_SIZE = KEY.size, EXTRA.size, STAT.size
 
 NOT_REGULAR, TOO_LARGE = -1, -2  # statuses of `read_files` that are no error numbers
 DONE, OPEN, WRITE, OWNER, MODE, TIMES = range(6)  # steps of `write_files`
 
-Listing = tuple[list[bytes], bytes, bytes, list[tuple[bytes, int]]]
+Listing = tuple[list[bytes], bytes, bytes, bytes, list[tuple[bytes, int]]]
 FileRead = tuple[int, int, int, bytes, bytes]
 FileSpec = tuple[bytes, Buffer, int, int, int, int]
 Pairs = tuple[tuple[bytes, bytes], ...]
@@ -117,10 +118,10 @@ def pack_stat(facts: os.stat_result) -> bytes:
 
 
 def scan_dir(fd: int) -> Listing:
-    """List and stat a directory without following anything: (names, kinds, stats, failed).
+    """List and stat a directory without following anything: names, kinds, keys, extras, failed.
 
-    `names` are sorted raw; `kinds[i]` is the file type (mode >> 12) and
-    `stats[i * STAT_SIZE : (i + 1) * STAT_SIZE]` the STAT of names[i]. `failed` holds (name, errno)
+    `names` are sorted raw; `kinds[i]` is the file type (mode >> 12) of names[i], and `keys` and
+    `extras` hold its KEY and EXTRA at i * KEY_SIZE and i * EXTRA_SIZE. `failed` holds (name, errno)
     of what could not be stat'ed; the name b"" stands for a listing that ended early. The
     descriptor stays open. OSError when it is no directory.
     """
@@ -142,7 +143,8 @@ def scan_dir_twin(fd: int) -> Listing:
         except OSError as fault:
             failed.append((name, fault.errno or errno.EIO))
     kinds = bytes(packed[1] >> 4 for packed in stats)
-    return names, kinds, b"".join(stats), failed
+    keys = b"".join([packed[:KEY_SIZE] for packed in stats])
+    return names, kinds, keys, b"".join([packed[KEY_SIZE:] for packed in stats]), failed
 
 
 # -------------------------------------------------------------------- read small files

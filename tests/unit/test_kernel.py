@@ -92,13 +92,14 @@ def populate(root: Path) -> None:
 @pytest.mark.parametrize("scan", [kernel.scan_dir, kernel.scan_dir_twin])
 def test_scan_lists_every_name_sorted_with_its_own_facts(scan, tmp_path, dirfd) -> None:
     populate(tmp_path)
-    names, kinds, stats, failed = scan(dirfd)
+    names, kinds, keys, extras, failed = scan(dirfd)
     assert names == sorted(os.listdir(os.fsencode(tmp_path)))
     assert failed == []
     for i, name in enumerate(names):
         facts = os.lstat(os.path.join(os.fsencode(tmp_path), name))
-        packed = stats[i * kernel.STAT_SIZE : (i + 1) * kernel.STAT_SIZE]
-        assert packed == kernel.pack_stat(facts)
+        key = keys[i * kernel.KEY_SIZE : (i + 1) * kernel.KEY_SIZE]
+        extra = extras[i * kernel.EXTRA_SIZE : (i + 1) * kernel.EXTRA_SIZE]
+        assert key + extra == kernel.pack_stat(facts)
         assert kinds[i] == stat.S_IFMT(facts.st_mode) >> 12
     assert scan(dirfd)[0] == names  # the descriptor's own position does not matter
 

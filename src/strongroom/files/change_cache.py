@@ -1,0 +1,354 @@
+"""What the last run saw, so that an unchanged file is not read again. Only ever a saving of time.
+
+    file      header ‖ block …                       entries ascending by raw path
+    header    magic 8 ‖ identity 32 ‖ entries u64 ‖ files u64 ‖ size u64 ‖ digest 32
+    block     count u32 ‖ payload length u32 ‖ digest 32 ‖ payload
+    payload   path lengths u16 … ‖ record lengths u32 … ‖ ids lengths u32 … ‖ keys ‖ paths
+              ‖ records ‖ ids                        keys are kernel.KEY, KEY_SIZE bytes each
+
+Digests are BLAKE3. `identity` is the hash of repository, source and root: another's
+cache is no cache. Anything that does not fit ends the cache there; what is missing is read
+again. Both sides stream: one block is in memory, whatever the number of files.
+
+The same-second rule: a file whose mtime or ctime is not older than MARGIN before the scan began
+is written down with a key that nothing equals. It could change again within one tick of the file
+system's clock and look the same. MARGIN is the coarsest tick in use (FAT, 2 s).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import os
+import stat as modes
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import accumulate
+
+from blake3 import blake3
+
+from strongroom.kernel import KEY_SIZE
+
+MARGIN_NS = 2_000_000_000
+BLOCK_ENTRIES = 1024
+BLOCK_IDS = 4 * 1024 * 1024
+MAX_BLOCK = 1 << 30
+
+_MAGIC = b"SRFILES1"
+_HEADER = struct.Struct("<8s32sQQQ32s")
+_BLOCK = struct.Struct("<II32s")
+_COLUMNS = 2 + 4 + 4 + KEY_SIZE
+
+Kept = tuple[bytes, bytes, bytes]  # key, record, ids
+
+
+@dataclass(slots=True)
+class _Block:
+    """A block, opened: where each path, record and ids begins in `payload`, and the last ends."""
+
+    paths: list[bytes]
+    keys: bytes
+    path_at: list[int]
+    record_at: list[int]
+    ids_at: list[int]
+    payload: bytes
+
+    def kept(self, at: int) -> Kept:
+        payload, record_at, ids_at = self.payload, self.record_at, self.ids_at
+        return (
+            self.keys[at * KEY_SIZE : (at + 1) * KEY_SIZE],
+            payload[record_at[at] : record_at[at + 1]],
+            payload[ids_at[at] : ids_at[at + 1]],
+        )
+
+
+class Span:
+    """Neighbours that are all as they were: entries [start, stop) of a block of the last run."""
+
+    __slots__ = ("_block", "_start", "_stop")
+
+    def __init__(self, block: _Block, start: int, stop: int) -> None:
+        self._block, self._start, self._stop = block, start, stop
+
+    def __len__(self) -> int:
+        return self._stop - self._start
+
+    @property
+    def ids(self) -> bytes:
+        """The chunk ids of all of them."""
+        block = self._block
+        return block.payload[block.ids_at[self._start] : block.ids_at[self._stop]]
+
+    def records(self) -> Iterator[tuple[bytes, bytes]]:
+        """Yield (path, record) in order."""
+        payload, paths = self._block.payload, self._block.paths
+        ends = self._block.record_at
+        for at in range(self._start, self._stop):
+            yield paths[at], payload[ends[at] : ends[at + 1]]
+
+    def singly(self) -> list[tuple[bytes, Kept]]:
+        """Return what `LastRun.find` would have found for each."""
+        block = self._block
+        return [(block.paths[at], block.kept(at)) for at in range(self._start, self._stop)]
+
+    def columns(self) -> _Columns:
+        """Return them as columns, to be written down again."""
+        block, start, stop = self._block, self._start, self._stop
+        lengths = [
+            [ends[at + 1] - ends[at] for at in range(start, stop)]
+            for ends in (block.path_at, block.record_at, block.ids_at)
+        ]
+        blobs = [
+            block.payload[ends[start] : ends[stop]]
+            for ends in (block.path_at, block.record_at, block.ids_at)
+        ]
+        return lengths, block.keys[start * KEY_SIZE : stop * KEY_SIZE], blobs
+
+
+_Columns = tuple[list[list[int]], bytes, list[bytes]]  # lengths, keys, blobs: paths, records, ids
+
+
+def identity(repository: str, source: str, root: bytes) -> bytes:
+    """Return what a cache is for."""
+    parts = (repository.encode(), source.encode(), root)
+    return blake3(b"".join(struct.pack("<I", len(part)) + part for part in parts)).digest()
+
+
+def _digest_header(whose: bytes, entries: int, files: int, size: int) -> bytes:
+    return blake3(_HEADER.pack(_MAGIC, whose, entries, files, size, bytes(32))).digest()
+
+
+class LastRun:
+    """The cache of the last run, asked for paths in ascending order.
+
+    `entries`, `files` and `size` (bytes) are what the last run took; 0 without a cache.
+    """
+
+    def __init__(self, path: bytes | None, whose: bytes) -> None:
+        self.entries = self.files = self.size = 0
+        self._fd = -1
+        self._at = 0
+        self._block = _Block([], b"", [0], [0], [0], b"")
+        self._rest: Iterator[_Block] = iter(())
+        if path is not None and self._open(path, whose):
+            self._rest = self._blocks()
+
+    def _open(self, path: bytes, whose: bytes) -> bool:
+        try:
+            self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+        except OSError:  # no cache, or none that is ours to read: everything is read
+            return False
+        facts = os.fstat(self._fd)
+        private = facts.st_uid == os.geteuid() and not facts.st_mode & 0o077
+        header = os.read(self._fd, _HEADER.size) if private else b""
+        if not modes.S_ISREG(facts.st_mode) or len(header) < _HEADER.size:
+            return False
+        magic, owner, entries, files, size, digest = _HEADER.unpack(header)
+        good = digest == _digest_header(whose, entries, files, size)
+        if magic != _MAGIC or owner != whose or not good:
+            return False
+        self.entries, self.files, self.size = entries, files, size
+        return True
+
+    def find(self, path: bytes) -> Kept | None:
+        """Return what was kept of `path`; each call with a greater path than the one before."""
+        if self._seek(path):
+            return self._block.kept(self._at)
+        return None
+
+    def span(self, paths: list[bytes], keys: bytes) -> Span | None:
+        """Return the longest front of `paths` that is as it was and lies in one block.
+
+        None when the first block that concerns them differs anywhere: then ask for each. Paths
+        ascend, after all that was asked before; `keys` are theirs, one KEY after the other.
+        """
+        if not self._seek(paths[0]):
+            return None
+        block, at = self._block, self._at
+        stop = min(at + len(paths), len(block.paths))
+        size = (stop - at) * KEY_SIZE
+        if block.keys[at * KEY_SIZE : stop * KEY_SIZE] != keys[:size]:
+            return None
+        if block.paths[at:stop] != paths[: stop - at]:
+            return None
+        self._at = stop
+        return Span(block, at, stop)
+
+    def _seek(self, path: bytes) -> bool:
+        """Go to the first entry that is not before `path`; True if it is it."""
+        paths, at = self._block.paths, self._at
+        while True:
+            try:
+                while paths[at] < path:
+                    at += 1
+                break
+            except IndexError:
+                block = next(self._rest, None)
+                if block is None:
+                    self._at = at
+                    return False
+                self._block, paths, at = block, block.paths, 0
+        self._at = at
+        return paths[at] == path
+
+    def close(self) -> None:
+        """Let go of the file."""
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+    def _blocks(self) -> Iterator[_Block]:
+        while len(head := _read(self._fd, _BLOCK.size)) == _BLOCK.size:
+            count, length, digest = _BLOCK.unpack(head)
+            if length > MAX_BLOCK or count * _COLUMNS > length:
+                return
+            payload = _read(self._fd, length)
+            if len(payload) < length or blake3(payload).digest() != digest:
+                return
+            yield _open_block(payload, count)
+
+
+def _open_block(payload: bytes, count: int) -> _Block:
+    lengths = struct.unpack_from(f"<{count}H", payload)
+    at = 2 * count
+    record_lengths = struct.unpack_from(f"<{count}I", payload, at)
+    ids_lengths = struct.unpack_from(f"<{count}I", payload, at + 4 * count)
+    at += 8 * count
+    keys = payload[at : at + KEY_SIZE * count]
+    path_at = list(accumulate(lengths, initial=at + KEY_SIZE * count))
+    record_at = list(accumulate(record_lengths, initial=path_at[-1]))
+    ids_at = list(accumulate(ids_lengths, initial=record_at[-1]))
+    paths = [payload[path_at[i] : path_at[i + 1]] for i in range(count)]
+    return _Block(paths, keys, path_at, record_at, ids_at, payload)
+
+
+def _read(fd: int, size: int) -> bytes:
+    parts = []
+    while size and (part := os.read(fd, size)):
+        parts.append(part)
+        size -= len(part)
+    return b"".join(parts)
+
+
+class ThisRun:
+    """The cache that this run writes beside the old one; `replace` puts it in its place.
+
+    Faults of the cache's own disk end the cache, never the backup; `fault` says what happened.
+    """
+
+    def __init__(self, path: bytes | None, whose: bytes) -> None:
+        self.fault = ""
+        self._path, self._whose = path, whose
+        self._fd = -1
+        self._lengths: tuple[list[int], list[int], list[int]] = ([], [], [])
+        self._keys: list[bytes] = []
+        self._blobs: tuple[list[bytes], list[bytes], list[bytes]] = ([], [], [])
+        self._ids_size = self._entries = 0
+        if path is not None:
+            try:
+                self._begin(os.path.dirname(path))
+            except OSError as fault:
+                self._fail(fault)
+
+    def _begin(self, directory: bytes) -> None:
+        os.makedirs(directory, mode=0o700, exist_ok=True)
+        flags = os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
+        fd = os.open(self._new, flags, 0o600)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if not os.path.samestat(os.fstat(fd), os.stat(self._new, follow_symlinks=False)):
+                raise BlockingIOError(errno.EAGAIN, "another run has just ended")
+            os.fchmod(fd, 0o600)
+            os.ftruncate(fd, 0)
+            os.lseek(fd, _HEADER.size, os.SEEK_SET)
+        except OSError:
+            os.close(fd)
+            raise
+        self._fd = fd
+
+    @property
+    def _new(self) -> bytes:
+        return (self._path or b"") + b".new"
+
+    def add(self, path: bytes, key: bytes, record: bytes, ids: bytes) -> None:
+        """Keep an entry; paths ascend."""
+        self._keys.append(key)
+        for lengths, blobs, part in zip(
+            self._lengths, self._blobs, (path, record, ids), strict=True
+        ):
+            lengths.append(len(part))
+            blobs.append(part)
+        self._added(len(ids))
+
+    def add_span(self, span: Span) -> None:
+        """Keep neighbours as they were kept before."""
+        lengths, keys, blobs = span.columns()
+        self._keys.append(keys)
+        for number in range(3):
+            self._lengths[number].extend(lengths[number])
+            self._blobs[number].append(blobs[number])
+        self._added(len(blobs[2]))
+
+    def _added(self, ids_size: int) -> None:
+        self._ids_size += ids_size
+        if len(self._lengths[0]) >= BLOCK_ENTRIES or self._ids_size >= BLOCK_IDS:
+            self._flush()
+
+    def finish(self, *, files: int, size: int) -> None:
+        """Complete the new cache, beside the old one."""
+        self._flush()
+        if self._fd < 0:
+            return
+        digest = _digest_header(self._whose, self._entries, files, size)
+        header = _HEADER.pack(_MAGIC, self._whose, self._entries, files, size, digest)
+        try:
+            os.pwrite(self._fd, header, 0)
+        except OSError as fault:
+            self._fail(fault)
+
+    def replace(self) -> None:
+        """Put the new cache in the place of the old one."""
+        if self._fd < 0 or self._path is None:
+            return
+        try:
+            os.rename(self._new, self._path)
+        except OSError as fault:
+            self._fail(fault)
+            return
+        os.close(self._fd)
+        self._fd = -1
+
+    def discard(self) -> None:
+        """Throw the new cache away, if it has not replaced the old one."""
+        if self._fd >= 0:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(self._new)
+            os.close(self._fd)
+            self._fd = -1
+
+    def _flush(self) -> None:
+        paths, records, ids = self._lengths
+        count = len(paths)
+        parts = [struct.pack(f"<{count}H", *paths)]
+        parts += (struct.pack(f"<{count}I", *column) for column in (records, ids))
+        parts += self._keys
+        for blobs in self._blobs:
+            parts += blobs
+        self._lengths, self._blobs = ([], [], []), ([], [], [])
+        self._keys, self._ids_size = [], 0
+        if self._fd < 0 or not count:
+            return
+        payload = b"".join(parts)
+        self._entries += count
+        rest = memoryview(_BLOCK.pack(count, len(payload), blake3(payload).digest()) + payload)
+        try:
+            while rest:
+                rest = rest[os.write(self._fd, rest) :]
+        except OSError as fault:
+            self._fail(fault)
+
+    def _fail(self, fault: OSError) -> None:
+        self.fault = f"the change cache was not written: {fault.strerror}"
+        self.discard()
