@@ -42,6 +42,8 @@ class S3(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     access_key_id: Secret | None = None
     secret_access_key: Secret | None = None
     session_token: Secret | None = None
+    ca_file: str | None = None
+    allow_http: bool = False
 
 
 class RepositoryTable(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -58,13 +60,20 @@ class PostgresTable(
     Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, tag_field="type", tag="postgres"
 ):
     """A PostgreSQL database. `dsn` is a libpq URL or "key=value" string without a password;
-    `password` refers to one (else ~/.pgpass and $PGPASSWORD are used, as by psql)."""
+    `password` refers to one (else ~/.pgpass and $PGPASSWORD are used, as by psql). `databases`
+    names several of the server, ["*"] all; `bin_dir` holds pg_dump. Left out when false: `globals`
+    roles and tablespaces, `role_passwords` the hashes of passwords, `unlogged` what unlogged tables
+    hold."""
 
     dsn: str
     password: Secret | None = None
     method: Literal["logical"] = "logical"
     jobs: Jobs | None = None
+    databases: tuple[str, ...] = ()
     bin_dir: str | None = None
+    globals: bool = True
+    role_passwords: bool = True
+    unlogged: bool = True
     promise: Promise = Promise()
 
 

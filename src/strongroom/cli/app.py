@@ -1,0 +1,76 @@
+"""The words of the program: each verb, where its code is, and whether it may take long.
+
+A verb's module is imported when the verb is used, so that `strongroom backup`
+does not pay for `strongroom restore`.
+"""
+
+from __future__ import annotations
+
+from cyclopts import App, Group, Parameter
+
+import strongroom
+
+EVERYDAY = Group("Everyday", sort_key=1)
+RECOVER = Group("Recover", sort_key=2)
+MANAGE = Group("Manage", sort_key=3)
+AUTOMATION = Group("Automation", sort_key=4)
+
+# verb, or its words → function in strongroom.cli.verbs
+VERBS: dict[tuple[str, ...], tuple[str, Group]] = {
+    ("init",): ("init:init", EVERYDAY),
+    ("status",): ("status:status", EVERYDAY),
+    ("backup",): ("backup:backup", EVERYDAY),
+    ("list",): ("listing:list_snapshots", EVERYDAY),
+    ("check",): ("check:check", EVERYDAY),
+    ("restore",): ("restore:restore", RECOVER),
+    ("ls",): ("browse:ls", RECOVER),
+    ("get",): ("browse:get", RECOVER),
+    ("diff",): ("browse:diff", RECOVER),
+    ("source", "test"): ("source:test", MANAGE),
+    ("repository", "stats"): ("repository:stats", MANAGE),
+    ("key", "list"): ("key:list_keys", MANAGE),
+    ("key", "add"): ("key:add", MANAGE),
+    ("key", "remove"): ("key:remove", MANAGE),
+    ("config", "check"): ("config:check", AUTOMATION),
+    ("config", "show"): ("config:show", AUTOMATION),
+    ("config", "schema"): ("config:schema", AUTOMATION),
+    ("completion",): ("completion:completion", AUTOMATION),
+    ("explain",): ("explain:explain", AUTOMATION),
+    ("demo",): ("demo:demo", AUTOMATION),
+}
+NOUNS = {
+    "source": "Sources: what is backed up.",
+    "repository": "The repository: where the backups rest.",
+    "key": "Keys: who opens the repository.",
+    "config": "The configuration.",
+}
+# Commands that may take long: with --json they print lines, the last of type "result".
+LONG = frozenset({"backup", "restore", "check", "demo"})
+
+
+def build() -> App:
+    """Build the command line; no verb is imported."""
+    app = App(
+        name="strongroom",
+        help="Backup and restore for PostgreSQL databases and file vaults, and proof.",
+        version=strongroom.__version__,
+        help_format="plaintext",
+        default_parameter=Parameter(negative=(), show_default=False),
+        result_action="return_value",
+        print_error=False,
+        exit_on_error=False,
+        suppress_keyboard_interrupt=False,
+    )
+    app["--help"].group = app["--version"].group = Group("Beside", sort_key=99)
+    parents: dict[str, App] = {}
+    for words, (place, group) in VERBS.items():
+        parent = app
+        if len(words) > 1:
+            noun = words[0]
+            if noun not in parents:
+                parents[noun] = App(name=noun, help=NOUNS[noun], group=group)
+                app.command(parents[noun])
+            parent = parents[noun]
+        shown = None if parent is not app else group
+        parent.command(f"strongroom.cli.verbs.{place}", name=words[-1], group=shown)
+    return app

@@ -1,0 +1,97 @@
+"""The way in and the only way out: errors become four lines and an exit status here.
+
+What nobody foresaw is an error too: code "failed", its traceback only with -vv
+or STRONGROOM_DEBUG=1. A reader that goes away (`| head`) is no error.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import NoReturn
+
+from strongroom.cli.output import Output
+from strongroom.cli.signals import convert_signals
+from strongroom.errors import Interrupted, StrongroomError, UsageError
+
+
+def main() -> NoReturn:
+    """Run the command line of this process and exit with its status."""
+    convert_signals()
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
+    status = run(sys.argv[1:])
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        _drop_stdout()
+    sys.exit(status)
+
+
+def run(argv: list[str]) -> int:
+    """Run a command line and return its exit status; errors are told, not raised."""
+    from strongroom.cli.flags import verb_first, wants  # noqa: PLC0415 -- after the handlers stand
+
+    argv = verb_first(argv)
+    output = Output(json=wants(argv, "--json"))
+    debug = bool(os.environ.get("STRONGROOM_DEBUG")) or wants(argv, "-vv", "-vvv")
+    try:
+        return _call(argv)
+    except BrokenPipeError:  # `| head` has seen enough
+        _drop_stdout()
+        return 0
+    except StrongroomError as fault:
+        return _fail(output, argv, fault, debug=debug)
+    except KeyboardInterrupt:
+        return _fail(output, argv, Interrupted("Stopped."), debug=debug)
+    except Exception as fault:
+        return _fail(output, argv, _unforeseen(fault), debug=debug)
+
+
+def _call(argv: list[str]) -> int:
+    from cyclopts import CycloptsError  # noqa: PLC0415 -- 0.1 s; signals are handled by now
+
+    from strongroom.cli.app import build  # noqa: PLC0415
+
+    app = build()
+    if not argv:
+        app.help_print([])
+        return UsageError.exit_status
+    try:
+        status = app(argv)
+    except CycloptsError as fault:
+        verb = " ".join(fault.command_chain or ())
+        raise UsageError(
+            str(fault), do=f"`strongroom {verb + ' ' if verb else ''}--help` shows how."
+        ) from None
+    return int(status or 0)
+
+
+def _fail(output: Output, argv: list[str], fault: StrongroomError, *, debug: bool) -> int:
+    from strongroom.cli.app import LONG  # noqa: PLC0415
+
+    verb = argv[0] if argv else ""
+    if debug:
+        import traceback  # noqa: PLC0415
+
+        traceback.print_exception(fault, file=sys.stderr)
+    try:
+        output.error(fault, long=verb in LONG, verb=verb)
+    except BrokenPipeError:
+        _drop_stdout()
+    return fault.exit_status
+
+
+def _unforeseen(fault: Exception) -> StrongroomError:
+    wrapped = StrongroomError(
+        f"An error that nobody foresaw: {type(fault).__name__}: {fault}",
+        means="What was committed before is untouched; this run did not finish.",
+        do="Run it again with -vv and report the traceback.",
+    )
+    wrapped.__cause__ = fault
+    return wrapped
+
+
+def _drop_stdout() -> None:
+    """Nobody reads stdout any more: keep Python from complaining about it at exit."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

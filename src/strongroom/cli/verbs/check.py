@@ -1,0 +1,144 @@
+"""check."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Any
+
+from strongroom.cli.desk import Desk
+from strongroom.cli.flags import Everywhere
+from strongroom.cli.names import path_fields, show_name, show_text
+from strongroom.cli.progress import listening
+from strongroom.cli.records import ID_SHOWN
+from strongroom.errors import Damaged, UsageError
+from strongroom.rules.durations import parse_duration
+from strongroom.rules.sizes import parse_size, show_size
+
+if TYPE_CHECKING:
+    from strongroom.repository.check import Finding, Report
+
+_FILES_SHOWN = 10
+_STRUCTURE, _EVERYTHING = 1, 3
+_DEFAULT = Everywhere()
+
+
+def check(
+    *, read_data: bool = False, budget: str | None = None, everywhere: Everywhere = _DEFAULT
+) -> int:
+    """Verify the repository, and name the backups and files that are damaged.
+
+    Without a flag: every record opens, every reference leads somewhere, every pack is there.
+    Exit status 9 when anything is damaged.
+
+    Parameters
+    ----------
+    read_data
+        Read and open everything that is stored too.
+    budget
+        With --read-data: stop after so long (10m, 2h) or so much (5GiB); what was read longest
+        ago comes first, so that many small checks go round.
+    """
+    from strongroom.operations.check import check as verify  # noqa: PLC0415 -- numpy behind it
+
+    desk = Desk(everywhere)
+    if budget is not None and not read_data:
+        raise UsageError("--budget bounds --read-data.", do="Give both.")
+    seconds, size = read_budget(budget) if budget is not None else (None, None)
+    with desk.repository() as repository:
+        name = f"verified-{repository.identity.id.hex()}.json"
+        with listening(desk.output) as progress:
+            report = verify(
+                repository,
+                level=_EVERYTHING if read_data else _STRUCTURE,
+                progress=progress,
+                size=size,
+                seconds=seconds,
+                state=os.path.join(desk.cache_dir, name),
+            )
+    desk.output.lines(_lines(report, read_data))
+    return desk.output.finish("check", _body(report), _verdict(report))
+
+
+def read_budget(text: str) -> tuple[float | None, int | None]:
+    """Seconds, or bytes; UsageError when it is neither. "10m" is ten minutes here."""
+    for unit in ("m", "M"):
+        if text.endswith(unit) and text[:-1].strip().isdecimal():
+            return int(text[:-1]) * 60.0, None
+    try:
+        return float(parse_duration(text).approximate_seconds), None
+    except ValueError:
+        pass  # not a time; perhaps a size
+    try:
+        return None, parse_size(text)
+    except ValueError:
+        raise UsageError(
+            f"{text!r} is neither a time nor an amount of bytes.",
+            do="Write it like --budget 10m or --budget 5GiB.",
+        ) from None
+
+
+def _verdict(report: Report) -> Damaged | None:
+    if not report.findings:
+        return None
+    hurt = report.damaged_snapshots
+    count = len(report.findings)
+    ids = ", ".join(each[:ID_SHOWN] for each in hurt[:5]) + (", …" if len(hurt) > 5 else "")
+    return Damaged(
+        f"{count} thing{'s' * (count != 1)} in the repository "
+        f"{'are' if count != 1 else 'is'} not as written.",
+        means=f"These backups do not restore whole: {ids}; all others do."
+        if hurt
+        else "No backup is known to be hurt by it.",
+        do="Restore what you need from other backups or a copy of the repository, then run "
+        "`strongroom backup` again: it stores anew what is damaged."
+        if hurt
+        else "`strongroom check --read-data` looks deeper; keep the list above.",
+    )
+
+
+def _lines(report: Report, read_data: bool) -> list[str]:
+    lines = []
+    for finding in report.findings:
+        lines.append(f"damaged: {show_name(finding.object)}: {show_text(finding.reason)}")
+        for snapshot in finding.snapshots:
+            files = finding.files.get(snapshot, [])
+            lines.append(f"  backup {snapshot[:ID_SHOWN]}" + (":" if files else ""))
+            lines += [f"    {show_name(path)}" for path in files[:_FILES_SHOWN]]
+            if len(files) > _FILES_SHOWN:
+                lines.append(f"    and {len(files) - _FILES_SHOWN} more")
+    lines += [f"note: {show_text(note)}" for note in report.notes]
+    read = f", {report.packs_read} packs read ({show_size(report.bytes_read)})" if read_data else ""
+    left = f", {report.packs_left} left for the next time" if report.packs_left else ""
+    verdict = f"{len(report.findings)} damaged" if report.findings else "no damage found"
+    lines.append(
+        f"{report.snapshots} backups, {report.objects} objects looked at{read}{left}: {verdict}"
+    )
+    return lines
+
+
+def _body(report: Report) -> dict[str, Any]:
+    return {
+        "level": report.level,
+        "objects": report.objects,
+        "snapshots": report.snapshots,
+        "packs_read": report.packs_read,
+        "packs_left": report.packs_left,
+        "bytes_read": report.bytes_read,
+        "damaged_snapshots": report.damaged_snapshots,
+        "findings": list(map(_finding_body, report.findings)),
+        "notes": report.notes,
+    }
+
+
+def _finding_body(finding: Finding) -> dict[str, Any]:
+    return {
+        "level": finding.level,
+        "object": finding.object,
+        "reason": finding.reason,
+        "snapshots": finding.snapshots,
+        "files_affected": finding.files_affected,
+        "files": {
+            snapshot: [path_fields(path) for path in paths]
+            for snapshot, paths in finding.files.items()
+        },
+    }

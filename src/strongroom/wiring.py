@@ -1,0 +1,242 @@
+"""The only file that knows every adapter: plain constructor calls, and no decision.
+
+A configuration goes in, a storage, holders, sources and sinks come out. Heavy
+adapters are imported where they are made, so that a verb pays for what it uses.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+from strongroom.config.model import Configuration, FilesTable, PostgresTable, SourceTable
+from strongroom.config.secrets import Secret, read_private, resolve
+from strongroom.errors import ConfigError
+
+if TYPE_CHECKING:
+    from strongroom.keys.base import KeyHolder
+    from strongroom.postgres.logical.source import LogicalSource
+    from strongroom.repository.ports import Source
+    from strongroom.repository.repository import Repository
+    from strongroom.repository.session import Seams
+    from strongroom.storage.base import Storage
+
+
+def now() -> datetime:
+    """The wall clock, UTC."""
+    return datetime.now(UTC)
+
+
+def steady() -> float:
+    """A clock that only goes forward, in seconds."""
+    return time.monotonic()
+
+
+def random_bytes(size: int) -> bytes:
+    """Bytes nobody can guess."""
+    return os.urandom(size)
+
+
+def open_storage(configuration: Configuration, environ: Mapping[str, str]) -> Storage:
+    """The storage that the configuration names; ConfigError when it names none."""
+    from strongroom.storage import location  # noqa: PLC0415
+
+    table = configuration.repository
+    if table.url is None:
+        raise ConfigError(
+            "No repository is named.",
+            do="Give `--repository URL`, set STRONGROOM_REPOSITORY, or write `url` under "
+            "[repository] in strongroom.toml.",
+        )
+    place = location.parse(table.url)
+    if table.s3 is None or place.scheme != "s3":
+        return location.open_storage(place)
+    return location.open_storage(
+        place,
+        endpoint=table.s3.endpoint,
+        region=table.s3.region,
+        access_key_id=_text(table.s3.access_key_id, environ),
+        secret_access_key=_text(table.s3.secret_access_key, environ),
+        session_token=_text(table.s3.session_token, environ),
+        ca_file=table.s3.ca_file,
+        allow_http=table.s3.allow_http,
+    )
+
+
+def holders(configuration: Configuration, environ: Mapping[str, str]) -> list[KeyHolder]:
+    """Every way in that the configuration names; none when it names none."""
+    table = configuration.repository
+    found: list[KeyHolder] = []
+    if table.key_file is not None:
+        found.append(key_file_holder(table.key_file))
+    if table.recovery_code is not None:
+        found.append(recovery_code_holder(resolve(table.recovery_code, environ)))
+    if table.passphrase is not None:  # last: it costs half a second and 64 MiB to try
+        found.append(passphrase_holder(resolve(table.passphrase, environ)))
+    return found
+
+
+def passphrase_holder(passphrase: bytes) -> KeyHolder:
+    """The holder of a passphrase."""
+    from strongroom.keys.passphrase import PassphraseHolder  # noqa: PLC0415
+
+    return PassphraseHolder(passphrase)
+
+
+def key_file_holder(path: str) -> KeyHolder:
+    """The holder of a key file that exists."""
+    from strongroom.keys.keyfile import KeyFileHolder, parse_keyfile  # noqa: PLC0415
+
+    return KeyFileHolder(parse_keyfile(read_private(path, "The key file")))
+
+
+def recovery_code_holder(code: bytes) -> KeyHolder:
+    """The holder of the recovery code of a kit."""
+    from strongroom.keys.recovery_code import (  # noqa: PLC0415
+        RecoveryCodeHolder,
+        parse_recovery_code,
+    )
+
+    return RecoveryCodeHolder(parse_recovery_code(code.decode("ascii", "replace")))
+
+
+def _text(secret: Secret | None, environ: Mapping[str, str]) -> str | None:
+    return None if secret is None else os.fsdecode(resolve(secret, environ))
+
+
+def seams() -> Seams:
+    """The real world, as the engine sees it."""
+    from strongroom.repository.session import Seams  # noqa: PLC0415
+
+    return Seams(now=now, steady=steady, random=random_bytes)
+
+
+def open_repository(
+    storage: Storage, holders: Sequence[KeyHolder], *, jobs: int | None = None
+) -> Repository:
+    """The open repository; NotFound when there is none, KeyRefused when nothing opens it."""
+    from strongroom.operations import opening  # noqa: PLC0415
+    from strongroom.repository.session import Settings  # noqa: PLC0415
+
+    workers = max(2, jobs or os.cpu_count() or 2)
+    # Bigger packs where each object is a request, smaller ones where it is a file.
+    pack = 16 if storage.url.startswith("/") or "://" not in storage.url else 48
+    settings = Settings(sealers=workers, pack_size=pack << 20)
+    return opening.open_repository(storage, holders, seams=seams(), settings=settings)
+
+
+def make_source(
+    name: str,
+    table: SourceTable,
+    *,
+    repository: Repository | None,
+    cache_dir: str,
+    environ: Mapping[str, str],
+    jobs: int | None,
+) -> Source:
+    """The source that a table describes; without a repository it keeps no change cache."""
+    if isinstance(table, FilesTable):
+        return _file_source(name, table, repository, cache_dir)
+    return _database_source(name, table, environ, jobs)
+
+
+def _file_source(
+    name: str, table: FilesTable, repository: Repository | None, cache_dir: str
+) -> Source:
+    from strongroom.files.source import FileSource  # noqa: PLC0415
+
+    folder = None
+    if repository is not None:
+        folder = os.path.join(cache_dir, repository.identity.id.hex())
+        _make_private(folder)
+    return FileSource(
+        name,
+        os.fsencode(table.path),
+        include=[os.fsencode(pattern) for pattern in table.include],
+        exclude=[os.fsencode(pattern) for pattern in table.exclude],
+        cache_dir=None if folder is None else os.fsencode(folder),
+        repository="" if repository is None else repository.identity.id.hex(),
+        one_file_system=table.one_file_system,
+    )
+
+
+def _database_source(
+    name: str, table: PostgresTable, environ: Mapping[str, str], jobs: int | None
+) -> LogicalSource:
+    from strongroom.postgres.clients import Clients  # noqa: PLC0415
+    from strongroom.postgres.logical.source import LogicalSource  # noqa: PLC0415
+
+    return LogicalSource(
+        name,
+        table.dsn,
+        password=_text(table.password, environ),
+        databases=table.databases,
+        jobs=jobs or table.jobs,
+        clients=None if table.bin_dir is None else Clients.found(table.bin_dir),
+        global_objects=table.globals,
+        role_passwords=table.role_passwords,
+        unlogged=table.unlogged,
+    )
+
+
+def _make_private(folder: str) -> None:
+    try:
+        os.makedirs(folder, mode=0o700, exist_ok=True)
+    except OSError as fault:
+        raise ConfigError(
+            f"The cache folder {folder} cannot be made: {fault.strerror}.",
+            do="Name another with --cache-dir or `cache_dir`; losing a cache costs time only.",
+        ) from None
+
+
+def require_repository(storage: Storage) -> None:
+    """NotFound when there is no repository in the storage."""
+    from strongroom.repository import identity  # noqa: PLC0415
+
+    identity.load(storage)
+
+
+def new_key_file() -> str:
+    """The text of a new key file."""
+    from strongroom.keys.keyfile import generate_keyfile  # noqa: PLC0415
+
+    return generate_keyfile(random_bytes)
+
+
+def new_recovery_code() -> tuple[str, KeyHolder]:
+    """A new recovery code and its holder."""
+    from strongroom.keys.recovery_code import generate_recovery_code  # noqa: PLC0415
+
+    code = generate_recovery_code(random_bytes)
+    return code, recovery_code_holder(code.encode())
+
+
+def kit_text(repository: Repository, code: str, created: datetime) -> str:
+    """The recovery kit of an existing repository for a new code."""
+    from strongroom import __version__  # noqa: PLC0415
+    from strongroom.keys.kit import recovery_kit  # noqa: PLC0415
+
+    return recovery_kit(
+        repository_id=repository.identity.id.hex(),
+        url=repository.storage.url,
+        created=created.isoformat(timespec="seconds"),
+        recovery_code=code,
+        version=__version__,
+    )
+
+
+def probe_source(name: str, table: SourceTable, *, environ: Mapping[str, str]) -> dict[str, Any]:
+    """What a source says of itself, as JSON values; its error when it cannot be had."""
+    if isinstance(table, FilesTable):
+        from strongroom.operations.probe_files import probe_files  # noqa: PLC0415
+
+        return probe_files(
+            os.fsencode(table.path),
+            include=[os.fsencode(pattern) for pattern in table.include],
+            exclude=[os.fsencode(pattern) for pattern in table.exclude],
+            one_file_system=table.one_file_system,
+        )
+    return _database_source(name, table, environ, None).probe()
