@@ -73,9 +73,11 @@ class FrameOpener:
             size = zstd.get_frame_info(packed).decompressed_size
             if size is None or size > MAX_PLAIN:
                 raise ValueError("the frame claims an unreasonable size")
-            plain: bytes = zstd.decompress(packed)
+            # One zstd frame and no more: what follows it is not bounded by the size it claims.
+            decompressor = zstd.ZstdDecompressor()
+            plain: bytes = decompressor.decompress(packed, size + 1)
         except zstd.ZstdError as fault:
             raise ValueError(f"the frame does not decompress: {fault}") from None
-        if len(plain) != size:
-            raise ValueError("the frame is shorter than it claims")
+        if len(plain) != size or not decompressor.eof or decompressor.unused_data:
+            raise ValueError("the frame is not as long as it claims")
         return plain

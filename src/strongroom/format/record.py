@@ -17,6 +17,7 @@ from typing import Any
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
+from strongroom.errors import Damaged
 from strongroom.format.keyset import subkey
 
 MAGIC = b"SRM1"
@@ -52,11 +53,26 @@ class RecordKey:
         }
 
     def seal(self, kind: bytes, name: str, body: bytes, *, nonce: bytes, pad: int = PAD) -> bytes:
-        """Seal `body` as the object `name`; `nonce` is 12 fresh random bytes."""
+        """Seal `body` as the object `name`; `nonce` is 12 fresh random bytes.
+
+        Damaged when what was sealed does not open to `body` again.
+        """
         filled = _LENGTH.size + len(body)
         padded = _LENGTH.pack(len(body)) + body + bytes(-filled % pad)
         sealed = self._ciphers[kind].encrypt(nonce, padded, self._context(kind, name))
-        return MAGIC + kind + nonce + sealed
+        data = MAGIC + kind + nonce + sealed
+        try:
+            same = self.open(data, name, kind) == (kind, body)
+        except ValueError:
+            same = False
+        if not same:
+            raise Damaged(
+                f"What was sealed as {name} does not open to what it was.",
+                means="It was not stored and no snapshot was written; earlier snapshots are"
+                " untouched, but this machine's memory, CPU or libraries corrupt data.",
+                do="Test the machine's memory; then run the same command again.",
+            )
+        return data
 
     def open(self, data: bytes | memoryview, name: str, *kinds: bytes) -> tuple[bytes, bytes]:
         """Return (kind, body) of a record that is one of `kinds`; ValueError when it is not."""
@@ -69,7 +85,9 @@ class RecordKey:
             )
         except InvalidTag:
             raise ValueError("the record does not authenticate") from None
-        (length,) = _LENGTH.unpack_from(padded)
+        length = int.from_bytes(padded[: _LENGTH.size], "little")
+        if len(padded) < _LENGTH.size + length:
+            raise ValueError("the record is shorter than it claims")
         return kind, padded[_LENGTH.size : _LENGTH.size + length]
 
     def _context(self, kind: bytes, name: str) -> bytes:

@@ -105,6 +105,7 @@ class Pipeline:
         self._frames: queue.Queue[Frame | None] = queue.Queue(2 * sealers + 2)
         self._packs: queue.Queue[_Filling | None] = queue.Queue(putters)
         self._fault: BaseException | None = None
+        self._closed = False
         self._sealers = [threading.Thread(target=self._seal, daemon=True) for _ in range(sealers)]
         self._putters = [threading.Thread(target=self._put, daemon=True) for _ in range(putters)]
         for thread in (*self._sealers, *self._putters):
@@ -112,6 +113,8 @@ class Pipeline:
 
     def submit(self, frame: Frame) -> None:
         """Take a frame; waits while the threads behind are busy."""
+        if sum(frame.lengths) != len(frame.plain):  # places in it follow from the lengths alone
+            raise AssertionError("a frame's chunks are not what its lengths say")
         self._raise()
         self._frames.put(frame)
 
@@ -127,7 +130,10 @@ class Pipeline:
         self._raise()
 
     def close(self) -> None:
-        """End the threads. What was submitted and not drained may be lost."""
+        """End the threads. What was submitted and not drained may be lost. Again: no matter."""
+        if self._closed:
+            return
+        self._closed = True
         for _ in self._sealers:
             self._frames.put(None)
         for thread in self._sealers:

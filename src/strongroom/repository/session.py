@@ -12,6 +12,7 @@ that the next run of the same source takes up again.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import threading
 from collections.abc import Callable, Mapping, Sequence
@@ -22,7 +23,13 @@ import numpy as np
 import numpy.typing as npt
 from blake3 import blake3
 
-from strongroom.errors import AlreadyExists, Overtaken
+from strongroom.errors import (
+    AlreadyExists,
+    Damaged,
+    ObjectMissing,
+    Overtaken,
+    StrongroomError,
+)
 from strongroom.format import content as contents
 from strongroom.format import keyset as keysets
 from strongroom.format import tree as trees
@@ -97,9 +104,7 @@ class WriteSession:
         self._settings, self._progress = settings, progress
         self._index, self._condemned, self._chunker = index, condemned, chunker
         key = seams.random(32)
-        self._row = SessionRow(
-            session, keyset.epoch, keysets.seal_session_key(keyset, session, key)
-        )
+        self._row = SessionRow(session, keyset.epoch, _seal_session_key(keyset, session, key))
         self._keys = {kind: keysets.chunk_key(keyset.id_key, kind) for kind in CHUNK_KINDS}
         self._sequence = itertools.count()
         self._last_sequence = 0
@@ -222,12 +227,32 @@ class WriteSession:
         )
         self._catalogue.put_refs(refs, source)
         self._look_again()
+        self._put_snapshot(snapshot)
+        # The snapshot is there: a mark that cannot be put makes the next run look for packs
+        # without an index, and must not turn this run into a failed one.
+        with contextlib.suppress(StrongroomError):
+            self._close("committed")
+        return snapshot
+
+    def _put_snapshot(self, snapshot: Snapshot) -> None:
+        """w6. A store may carry a put out and lose the answer, so a fault is followed by a look."""
         try:
             self._catalogue.put_snapshot(snapshot)
         except AlreadyExists:
             raise Overtaken("A prune gave this run up for dead and closed its place.") from None
-        self._close("committed")
-        return snapshot
+        except StrongroomError as fault:
+            try:
+                there = self._catalogue.open_snapshot(snapshot.name)
+            except ObjectMissing:
+                raise fault from None
+            except StrongroomError:
+                fault.means = (
+                    "Whether the snapshot was written is not known; earlier snapshots are untouched."
+                )
+                fault.do = "See `strongroom list`, then run the same command again; it resumes."
+                raise fault from None
+            if there != snapshot:
+                raise
 
     def _look_again(self) -> None:
         """w5: whoever announced before looking is either rescued or sees the condemnation here."""
@@ -241,6 +266,9 @@ class WriteSession:
         """w3: everything durable, then the index that tells of it."""
         for lane in self._lanes:
             lane.flush()
+        self._finish_packs()
+
+    def _finish_packs(self) -> None:
         self._pipeline.drain()
         with self._index_lock:
             self._put_index()
@@ -273,12 +301,14 @@ class WriteSession:
         """
         if self._closed:
             return
-        try:
-            self._settle()
+        # Frames that are not full stay behind: whoever filled them was stopped anywhere, with a
+        # chunk half noted, or still runs in a thread of its own.
+        # Where this fails, the mark stays open and the next run looks for packs without an index.
+        with contextlib.suppress(Exception):
+            self._finish_packs()
             self._close("abandoned")
-        except Exception:  # the mark stays open, and the next run looks for packs without an index
-            self._closed = True
-            self._pipeline.close()
+        self._closed = True
+        self._pipeline.close()
 
     def _close(self, outcome: str) -> None:
         self._closed = True
@@ -288,6 +318,18 @@ class WriteSession:
 
 
 CHUNK_KINDS = (b"data", b"page", b"extents", b"tree")
+
+
+def _seal_session_key(keyset: Keyset, session: bytes, key: bytes) -> bytes:
+    """Seal, and open again where the keys at hand can: all that is stored hangs on this key."""
+    sealed = keysets.seal_session_key(keyset, session, key)
+    if keyset.reads and keysets.open_session_key(keyset, session, sealed) != key:
+        raise Damaged(
+            "The session's key does not open to what was sealed.",
+            means="Nothing was stored; earlier snapshots are untouched.",
+            do="Test the machine's memory; then run the same command again.",
+        )
+    return sealed
 
 
 class WriteLane:
