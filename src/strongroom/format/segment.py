@@ -53,7 +53,10 @@ class SessionRow:
 
 @dataclass(slots=True)
 class Segment:
-    """A decoded segment. `ids` is the concatenation of chunk ids; `lengths` u32 per chunk."""
+    """A decoded segment. `ids` is the concatenation of chunk ids; `lengths` u32 per chunk.
+
+    `name` is the object that held it, and is not part of it.
+    """
 
     sessions: list[SessionRow]
     packs: list[tuple[bool, bytes]]
@@ -61,6 +64,7 @@ class Segment:
     ids: bytes | memoryview
     lengths: npt.NDArray[np.uint32]
     replaces: list[str] = field(default_factory=list)
+    name: str = ""
 
 
 def encode(segment: Segment) -> bytes:

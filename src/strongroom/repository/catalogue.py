@@ -25,9 +25,11 @@ from strongroom.format import record, segment
 from strongroom.format.keyset import Keyset
 from strongroom.format.record import RecordKey, canonical
 from strongroom.format.segment import Segment
+from strongroom.repository.index import Index
 from strongroom.storage.base import Storage
 
 INDEX_PAD = 4096
+_RELISTS = 8
 _SNAPSHOT_DOMAIN = b"strongroom snapshot 1"
 
 
@@ -179,27 +181,29 @@ class Catalogue:
         """Read one index segment; Damaged when it does not open."""
         _, body = self._get(name, record.INDEX)
         try:
-            return segment.decode(body)
+            rows = segment.decode(body)
         except ValueError as fault:
             raise _damaged(name, str(fault)) from None
+        rows.name = name
+        return rows
 
-    def load_index(self, group: str) -> list[Segment]:
-        """Read every index segment of a group that no other one makes void.
+    def index_names(self, group: str) -> list[str]:
+        """The index segments of a group, oldest first."""
+        return sorted(entry.name for entry in self.storage.list(f"index/{group}/"))
+
+    def load_index(self, group: str, *, condemned: frozenset[bytes]) -> Index:
+        """Read the index of a group, a segment at a time.
 
         Starts over when a prune replaces segments between the list and the gets.
         """
-        for _ in range(8):
+        for attempt in range(_RELISTS + 1):
             try:
-                return self._load_index_once(group)
+                names = self.index_names(group)
+                return Index(map(self.open_index, names), condemned=condemned)
             except ObjectMissing:
-                continue
-        return self._load_index_once(group)
-
-    def _load_index_once(self, group: str) -> list[Segment]:
-        names = sorted(entry.name for entry in self.storage.list(f"index/{group}/"))
-        segments = {name: self.open_index(name) for name in names}
-        void = {old for rows in segments.values() for old in rows.replaces}
-        return [rows for name, rows in segments.items() if name not in void]
+                if attempt == _RELISTS:
+                    raise
+        raise AssertionError("unreachable: the last attempt returns or raises")
 
     # -- garbage collection ----------------------------------------------------------------
 
@@ -248,14 +252,19 @@ class Catalogue:
             "signature": keysets.sign(keyset, _SNAPSHOT_DOMAIN + canonical(body)).hex(),
         }
         name = snapshot.name
-        data = self.records.seal(record.SNAPSHOT, name, canonical(signed), nonce=self.nonce())
+        raw = canonical(signed)
+        if self._verified(name, raw) != snapshot:
+            raise _damaged(name, "it does not read as it was made; it was not stored")
+        data = self.records.seal(record.SNAPSHOT, name, raw, nonce=self.nonce())
         self.storage.put(name, data, if_absent=True)
 
     def open_snapshot(self, name: str) -> Snapshot | None:
         """Read and verify a commit record; None for a tombstone; Damaged when it does not hold."""
         kind, raw = self._get(name, record.SNAPSHOT, record.TOMBSTONE)
-        if kind == record.TOMBSTONE:
-            return None
+        return None if kind == record.TOMBSTONE else self._verified(name, raw)
+
+    def _verified(self, name: str, raw: bytes) -> Snapshot:
+        """The snapshot in a commit record whose signature holds; Damaged when it does not."""
         try:
             signed = json.loads(raw)
             snapshot = Snapshot.from_body(signed["body"])

@@ -89,7 +89,6 @@ class _Group:
 
     index: Index
     bad: npt.NDArray[np.bool_]
-    segments: list[Segment]
 
 
 class Checker:
@@ -194,10 +193,8 @@ class Checker:
         for snapshot in self._snapshots:
             segments.setdefault(snapshot.group, {})
         for group, found in segments.items():
-            void = {old for rows in found.values() for old in rows.replaces}
-            kept = [rows for name, rows in found.items() if name not in void]
-            index = Index(kept, condemned=condemned)
-            self._groups[group] = _Group(index, np.zeros(index.frames, np.bool_), kept)
+            index = Index(found.values(), condemned=condemned)
+            self._groups[group] = _Group(index, np.zeros(index.frames, np.bool_))
 
     def _pack_sizes(self, report: Report) -> None:
         for group in self._groups.values():

@@ -154,6 +154,7 @@ class Index:
         builder = _Builder()
         for segment in segments:
             builder.add(segment)
+        builder.drop_replaced()
         self.sessions = builder.sessions
         self.packs = builder.packs
         self._frames = builder.frames()
@@ -325,6 +326,15 @@ def ranges(ascending: I64) -> list[list[int]]:
     return [[int(start), int(end)] for start, end in zip(starts, ends, strict=True)]
 
 
+@dataclass(slots=True)
+class _Part:
+    """One segment's columns."""
+
+    frames: npt.NDArray[np.void]
+    words: list[U64]
+    lengths: U32
+
+
 class _Builder:
     """Joins segments: numbers sessions and packs across them."""
 
@@ -333,11 +343,11 @@ class _Builder:
         self.packs: list[tuple[bool, bytes]] = []
         self._session_numbers: dict[bytes, int] = {}
         self._pack_numbers: dict[tuple[bool, bytes], int] = {}
-        self._frames: list[npt.NDArray[np.void]] = []
-        self._words: list[list[U64]] = [[], [], [], []]
-        self._lengths: list[U32] = []
+        self._parts: dict[str, _Part] = {}
+        self._void: set[str] = set()
 
     def add(self, segment: Segment) -> None:
+        """Take a segment's columns; the bytes that it was decoded from can go."""
         rows = segment.frames.copy()
         if len(rows):
             sessions = [
@@ -346,10 +356,17 @@ class _Builder:
             rows["session"] = np.asarray(sessions, np.uint32)[rows["session"]]
             packs = [self._pack(pack) for pack in segment.packs]
             rows["pack"] = np.asarray(packs, np.uint32)[rows["pack"]]
-        self._frames.append(rows)
-        for column, word in zip(self._words, split(segment.ids), strict=True):
-            column.append(word)
-        self._lengths.append(segment.lengths)
+        part = _Part(rows, split(segment.ids), segment.lengths.astype(np.uint32))
+        self._parts[segment.name or f"#{len(self._parts)}"] = part
+        self._void.update(segment.replaces)
+
+    def drop_replaced(self) -> None:
+        """Leave out the segments that another one makes void, and join the others."""
+        parts = [part for name, part in self._parts.items() if name not in self._void]
+        self._parts = {}
+        self._frames = [part.frames for part in parts]
+        self._lengths = [part.lengths for part in parts]
+        self._words = [[part.words[number] for part in parts] for number in range(4)]
 
     def _session(self, session: bytes, epoch: int, sealed_key: bytes) -> int:
         number = self._session_numbers.setdefault(session, len(self.sessions))

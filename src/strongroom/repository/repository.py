@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+import threading
+from collections.abc import Mapping
 from typing import Protocol
 
 from strongroom.errors import Damaged, KeyRefused, ObjectMissing
@@ -55,6 +56,8 @@ class Repository:
         self.seams = seams
         self.settings = settings or Settings(sealers=max(2, os.cpu_count() or 2))
         self.catalogue = Catalogue(storage, keys.current, random=seams.random)
+        self._readers: dict[str, ChunkReader] = {}
+        self._readers_lock = threading.Lock()
 
     # -- reading ---------------------------------------------------------------------------
 
@@ -69,17 +72,12 @@ class Repository:
         return SnapshotReader(snapshot, self.chunk_reader(snapshot.group))
 
     def chunk_reader(self, group: str) -> ChunkReader:
-        """A reader of the chunks of one group."""
-        return ChunkReader(self.storage, self.keys.keysets, self.index_loader(group))
-
-    def index_loader(self, group: str) -> Callable[[], Index]:
-        """A call that reads the group's index as it is now."""
-
-        def load() -> Index:
-            condemned = self.catalogue.load_condemned()
-            return Index(self.catalogue.load_index(group), condemned=condemned.packs)
-
-        return load
+        """The reader of the chunks of one group; one per group, however many snapshots are open."""
+        with self._readers_lock:
+            if group not in self._readers:
+                loader = _IndexLoader(self.catalogue, group)
+                self._readers[group] = ChunkReader(self.storage, self.keys.keysets, loader.load)
+            return self._readers[group]
 
     # -- writing ---------------------------------------------------------------------------
 
@@ -97,9 +95,10 @@ class Repository:
         mark = {"started": started.isoformat(), "writer": self.keys.current.writer_name}
         catalogue.put_mark(group, session.hex(), 0, mark)
         condemned = catalogue.load_condemned()
-        segments = catalogue.load_index(group)
+        index = catalogue.load_index(group, condemned=condemned.packs)
         if unfinished:
-            segments += self._adopt(group, segments, condemned, unfinished)
+            if self._adopt(group, index, condemned, unfinished):
+                index = catalogue.load_index(group, condemned=condemned.packs)
             for crashed in unfinished:
                 catalogue.put_adopted(group, crashed, by=session.hex())
         key = keysets.chunk_key(self.keys.current.id_key, b"chunker")
@@ -108,7 +107,7 @@ class Repository:
             catalogue,
             self.keys.current,
             group=group,
-            index=Index(segments, condemned=condemned.packs),
+            index=index,
             condemned=condemned,
             session=session,
             chunker=chunker or self.identity.chunker(key),
@@ -118,16 +117,13 @@ class Repository:
             started=started,
         )
 
-    def _adopt(
-        self,
-        group: str,
-        segments: list[Segment],
-        condemned: Condemned,
-        unfinished: set[str],
-    ) -> list[Segment]:
-        """Index the packs that unfinished sessions of the group put and did not come to index."""
-        known = {name for rows in segments for _, name in rows.packs} | condemned.packs
-        found = []
+    def _adopt(self, group: str, index: Index, condemned: Condemned, unfinished: set[str]) -> int:
+        """Index the packs that unfinished sessions of the group put and did not come to index.
+
+        Returns how many there were.
+        """
+        known = {name for _, name in index.packs} | condemned.packs
+        found = 0
         for folder in ("packs", "trees"):
             for entry in self.storage.list(f"{folder}/"):
                 tree, name = pack.parse_name(entry.name)
@@ -136,7 +132,7 @@ class Repository:
                 rows = self._footer_of(entry.name, entry.size, tree, name, unfinished)
                 if rows is not None:
                     self.catalogue.put_index(group, rows, now=self.seams.now())
-                    found.append(rows)
+                    found += 1
         return found
 
     def _footer_of(
@@ -151,6 +147,24 @@ class Repository:
             return None
         rows.packs = [(tree, name)]
         return rows
+
+
+class _IndexLoader:
+    """Reads a group's index, and again only when its segments are others."""
+
+    def __init__(self, catalogue: Catalogue, group: str) -> None:
+        self._catalogue, self._group = catalogue, group
+        self._names: list[str] = []
+        self._index: Index | None = None
+
+    def load(self) -> Index:
+        """The index as it is now."""
+        names = self._catalogue.index_names(self._group)
+        if self._index is None or names != self._names:
+            condemned = self._catalogue.load_condemned().packs
+            self._index = self._catalogue.load_index(self._group, condemned=condemned)
+            self._names = names
+        return self._index
 
 
 _TAIL = 64 * 1024
