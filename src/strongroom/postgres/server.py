@@ -55,13 +55,16 @@ class Conninfo:
     secrets: Mapping[str, str] = field(default_factory=dict)
 
     @classmethod
-    def parse(cls, dsn: str) -> Conninfo:
-        """Take a libpq connection string or URI apart; ConfigError when it is not one."""
+    def parse(cls, dsn: str, *, password: str | None = None) -> Conninfo:
+        """Take a libpq connection string or URI apart; ConfigError when it is not one.
+
+        `password` is one that was configured beside the string; it wins over one inside.
+        """
         import psycopg  # noqa: PLC0415  heavy: only what meets a server pays for it
         from psycopg.conninfo import conninfo_to_dict  # noqa: PLC0415
 
         try:
-            given = {key: str(value) for key, value in conninfo_to_dict(dsn).items() if value is not None}
+            parsed = conninfo_to_dict(dsn)
         except psycopg.ProgrammingError:
             # libpq's message quotes the string, password and all: it must not be passed on.
             raise ConfigError(
@@ -69,6 +72,9 @@ class Conninfo:
                 do="Write it like postgresql://user@host:5432/database or "
                 "host=… dbname=…; percent-encode special characters in a URI.",
             ) from None
+        given = {key: str(value) for key, value in parsed.items() if value is not None}
+        if password is not None:
+            given["password"] = password
         return cls(
             {key: value for key, value in given.items() if key not in _SECRET},
             {key: given[key] for key in _SECRET if key in given},
@@ -95,17 +101,27 @@ class Conninfo:
         """The same server, another database."""
         return Conninfo({**self.parameters, "dbname": database}, self.secrets)
 
+    def with_settings(self, **settings: str) -> Conninfo:
+        """The same, with session settings for whoever connects by it (names and plain values)."""
+        options = self.parameters.get("options", "")
+        options += "".join(f" -c {name}={value}" for name, value in settings.items())
+        return Conninfo({**self.parameters, "options": options.strip()}, self.secrets)
+
     def public(self) -> str:
         """The connection string without its secrets: fit for arguments and messages."""
         from psycopg.conninfo import make_conninfo  # noqa: PLC0415
 
         return make_conninfo(**{**self.parameters, "dbname": self.database})
 
-    def text(self) -> str:
-        """The whole connection string, secrets included: for libpq in this process only."""
+    def text(self, **more: str) -> str:
+        """The whole connection string, secrets included: for libpq in this process only.
+
+        `more` are parameters to add; those of `_CONNECT` are there unless given otherwise.
+        """
         from psycopg.conninfo import make_conninfo  # noqa: PLC0415
 
-        return make_conninfo(**{**self.parameters, **self.secrets, "dbname": self.database})
+        given = {**_CONNECT, **self.parameters, **self.secrets, "dbname": self.database}
+        return make_conninfo(**{**given, **more})
 
     def child_environment(self) -> dict[str, str]:
         """The environment of a client tool: ours, and the password where only it can see it.
@@ -120,8 +136,9 @@ class Conninfo:
             )
         environment = dict(os.environ)
         environment.update(PGAPPNAME="strongroom", PGCONNECT_TIMEOUT="30", LC_ALL="C.UTF-8")
-        # Empty values, not absent ones, keep gettext from any other language than the one we read.
-        environment.pop("LANGUAGE", None)
+        # gettext's own override, and a second opinion on the encoding that names are written in.
+        for name in ("LANGUAGE", "PGCLIENTENCODING"):
+            environment.pop(name, None)
         if "password" in self.secrets:
             environment["PGPASSWORD"] = self.secrets["password"]
         return environment
@@ -136,7 +153,6 @@ def connect(
     """
     import psycopg  # noqa: PLC0415
 
-    defaults = {key: value for key, value in _CONNECT.items() if key not in conninfo.parameters}
     asked = conninfo.parameters.get("options", "")
     options = (
         f"{asked} -c search_path=pg_catalog -c client_min_messages=error"
@@ -146,13 +162,11 @@ def connect(
     )
     with translated(conninfo):
         connection = psycopg.connect(
-            conninfo.text(),
+            conninfo.text(
+                application_name="strongroom", client_encoding="UTF8", options=options.strip()
+            ),
             autocommit=True,
-            application_name="strongroom",
-            client_encoding="UTF8",
-            options=options.strip(),
             prepare_threshold=None,
-            **defaults,
         )
     version = connection.info.server_version
     if version // 10000 < OLDEST_SUPPORTED:
@@ -279,9 +293,7 @@ def server_facts(connection: psycopg.Connection[Any]) -> ServerFacts:
     )
     identifier = None
     if allowed:
-        (identifier,) = _one(
-            connection, "SELECT system_identifier::text FROM pg_control_system()"
-        )
+        (identifier,) = _one(connection, "SELECT system_identifier::text FROM pg_control_system()")
     settings = connection.execute(
         "SELECT name, setting FROM pg_settings WHERE name = ANY(%s)", [list(_SETTINGS)]
     ).fetchall()
@@ -346,25 +358,24 @@ def database_facts(connection: psycopg.Connection[Any]) -> DatabaseFacts:
     """Ask the database of a connection what it is."""
     version = connection.info.server_version
     provider = "datlocprovider::text" if version >= 150000 else "'c'"
-    locale = {True: "datlocale"}.get(version >= 170000, "daticulocale" if version >= 150000 else "NULL")
+    locale = "datlocale" if version >= 170000 else "daticulocale" if version >= 150000 else "NULL"
     collation = "datcollversion" if version >= 150000 else "NULL"
     row = _one(
         connection,
-        "SELECT datname, pg_get_userbyid(datdba), pg_encoding_to_char(encoding), datcollate,"  # noqa: S608
+        "SELECT datname, pg_get_userbyid(datdba), pg_encoding_to_char(encoding), datcollate,"
         f" datctype, {provider}, {locale}, {collation}, t.spcname, datconnlimit,"
         " pg_database_size(d.oid), shobj_description(d.oid, 'pg_database')"
         " FROM pg_database d JOIN pg_tablespace t ON t.oid = d.dattablespace"
         " WHERE datname = current_database()",
     )
-    return DatabaseFacts(
-        *row,
-        settings=_database_settings(connection),
-        privileges=_database_privileges(connection),
-        public_may=_public_privileges(connection),
-        extensions=tuple(
-            connection.execute("SELECT extname, extversion FROM pg_extension ORDER BY 1").fetchall()
-        ),
+    extensions = connection.execute("SELECT extname, extversion FROM pg_extension ORDER BY 1")
+    rest = (
+        _database_settings(connection),
+        _database_privileges(connection),
+        _public_privileges(connection),
+        tuple(extensions.fetchall()),
     )
+    return DatabaseFacts(*(*row, *rest))
 
 
 def _database_settings(

@@ -1,0 +1,1 @@
+"""Logical backups: pg_dump streams side by side from one snapshot, and their way back."""
