@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -20,6 +21,7 @@ U64 = npt.NDArray[np.uint64]
 I64 = npt.NDArray[np.int64]
 
 ABSENT = -1
+_SIDES: tuple[Literal["left"], Literal["right"]] = ("left", "right")
 
 
 def split(ids: bytes | bytearray | memoryview) -> list[U64]:
@@ -57,6 +59,16 @@ class ChunkColumns:
     def id(self, row: int) -> bytes:
         """The id in a row."""
         return b"".join(column[row].tobytes() for column in self._words)
+
+    def copies(self, chunk_id: bytes) -> list[int]:
+        """Every row that has this id, in the order of preference."""
+        words = np.frombuffer(chunk_id, "<u8")
+        low, high = (int(np.searchsorted(self._first, words[0], side)) for side in _SIDES)
+        same = np.ones(high - low, np.bool_)
+        for number in range(1, ID // 8):
+            same &= self._words[number][low:high] == words[number]
+        rows: list[int] = (np.flatnonzero(same) + low).tolist()
+        return rows
 
     def find(self, ids: bytes | memoryview) -> I64:
         """For each id its row here, or ABSENT."""
@@ -209,6 +221,10 @@ class Index:
     def frames(self) -> int:
         """How many frames are known."""
         return len(self._frames)
+
+    def copies(self, chunk_id: bytes) -> list[int]:
+        """Every chunk row of an id; those that may be relied on come first."""
+        return self.chunks.copies(chunk_id)
 
     def find(self, ids: bytes | memoryview) -> I64:
         """For each id its chunk row, or ABSENT."""

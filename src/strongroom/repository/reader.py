@@ -42,6 +42,7 @@ RANGE = 4 * 1024 * 1024  # longest coalesced get: short enough that opening runs
 CACHED_FRAMES = 48 * 1024 * 1024
 
 Chunk = memoryview | StrongroomError
+_SPOILED = "A chunk's content is not what its id says."
 
 
 @dataclass(slots=True)
@@ -85,10 +86,10 @@ class ChunkReader:
         wanted = self._wanted(ids)
         frames = sorted(wanted.frames.items(), key=lambda item: _order(item[1]))
         jobs = [
-            self._pool.submit(self._open_run, kind, run, wanted.needs)
+            self._pool.submit(self._open_run, kind, run, wanted)
             for run in _runs([(row, place) for row, place in frames])
         ]
-        return lambda: self._gather(ids, wanted, jobs)
+        return lambda: self._gather(kind, ids, wanted, jobs)
 
     def get(self, kind: bytes, chunk_id: bytes) -> memoryview:
         """Fetch one chunk now."""
@@ -111,7 +112,7 @@ class ChunkReader:
         return _Wanted(index, ids, rows)
 
     def _open_run(
-        self, kind: bytes, run: Sequence[tuple[int, Place]], needs: Mapping[int, list[_Need]]
+        self, kind: bytes, run: Sequence[tuple[int, Place]], wanted: _Wanted
     ) -> dict[int, bytes | StrongroomError]:
         """Get a run of neighbouring frames and open and verify each."""
         result: dict[int, bytes | StrongroomError] = {}
@@ -121,7 +122,8 @@ class ChunkReader:
             if cached is None:
                 missing.append((row, place))
             else:
-                result[row] = self._verify(kind, cached, needs[row])
+                result[row] = cached
+                self._verify(kind, cached, row, wanted)
         if not missing:
             return result
         first, last = missing[0][1], missing[-1][1]
@@ -130,19 +132,19 @@ class ChunkReader:
             length = last.offset + last.length - first.offset
             data = memoryview(self._storage.get(name, offset=first.offset, length=length))
         except ObjectMissing as fault:
-            return result | self._moved(kind, missing, needs, fault)
+            return result | self._moved(kind, missing, wanted, fault)
         except StrongroomError as fault:
             return result | dict.fromkeys((row for row, _ in missing), fault)
         for row, place in missing:
             at = place.offset - first.offset
-            result[row] = self._open(kind, data[at : at + place.length], place, needs[row])
+            result[row] = self._open(kind, data[at : at + place.length], place, row, wanted)
         return result
 
     def _moved(
         self,
         kind: bytes,
         frames: Sequence[tuple[int, Place]],
-        needs: Mapping[int, list[_Need]],
+        wanted: _Wanted,
         fault: ObjectMissing,
     ) -> dict[int, bytes | StrongroomError]:
         """A prune may have moved frames since the index was read: look once more."""
@@ -160,11 +162,11 @@ class ChunkReader:
             except StrongroomError as again:
                 result[row] = again
             else:
-                result[row] = self._open(kind, memoryview(data), moved, needs[row])
+                result[row] = self._open(kind, memoryview(data), moved, row, wanted)
         return result
 
     def _open(
-        self, kind: bytes, sealed: memoryview, place: Place, needs: Sequence[_Need]
+        self, kind: bytes, sealed: memoryview, place: Place, row: int, wanted: _Wanted
     ) -> bytes | StrongroomError:
         try:
             plain = self._opener(place).open(sealed, place.sequence)
@@ -175,22 +177,21 @@ class ChunkReader:
                 f"A frame in {object_name(place.tree, place.pack)}"
                 f" at {place.offset} is damaged: {fault}."
             )
-        checked = self._verify(kind, plain, needs)
-        if isinstance(checked, bytes):
-            self._cache_put(place, plain)
-        return checked
+        self._verify(kind, plain, row, wanted)
+        self._cache_put(place, plain)
+        return plain
 
-    def _verify(self, kind: bytes, plain: bytes, needs: Sequence[_Need]) -> bytes | StrongroomError:
+    def _verify(self, kind: bytes, plain: bytes, row: int, wanted: _Wanted) -> None:
         """Recompute the ids of the chunks that are wanted from a frame."""
         key = self._key(kind)
         view = memoryview(plain)
-        for chunk_id, offset, length in needs:
+        for chunk_id, offset, length in wanted.needs[row]:
             if blake3(view[offset : offset + length], key=key).digest() != chunk_id:
-                return Damaged("A chunk's content is not what its id says.")
-        return plain
+                wanted.spoiled.add(chunk_id)
 
     def _gather(
         self,
+        kind: bytes,
         ids: Sequence[bytes],
         wanted: _Wanted,
         jobs: Sequence[Future[dict[int, bytes | StrongroomError]]],
@@ -209,8 +210,30 @@ class ChunkReader:
                 continue
             row, offset, length = place
             view = views[row]
-            chunks.append(view[offset : offset + length] if isinstance(view, memoryview) else view)
+            if isinstance(view, memoryview) and chunk_id not in wanted.spoiled:
+                chunks.append(view[offset : offset + length])
+                continue
+            fault = Damaged(_SPOILED) if isinstance(view, memoryview) else view
+            chunks.append(self._elsewhere(kind, chunk_id, wanted.frames[row], fault))
         return chunks
+
+    def _elsewhere(
+        self, kind: bytes, chunk_id: bytes, tried: Place, fault: StrongroomError
+    ) -> Chunk:
+        """Another copy of a chunk whose frame cannot be had: writers side by side make some."""
+        if not isinstance(fault, Damaged | ObjectMissing):
+            return fault
+        index = self._index
+        for row in index.copies(chunk_id):
+            frame, offset, length = index.frame[row], index.offset[row], index.length[row]
+            place = index.place(int(frame))
+            if (place.session, place.sequence) == (tried.session, tried.sequence):
+                continue
+            wanted = _Wanted(index, [chunk_id], np.array([row]))
+            plain = self._open_run(kind, [(int(frame), place)], wanted)[int(frame)]
+            if isinstance(plain, bytes) and not wanted.spoiled:
+                return memoryview(plain)[int(offset) : int(offset) + int(length)]
+        return fault
 
     # -- keys and cache --------------------------------------------------------------------
 
@@ -257,6 +280,7 @@ class _Wanted:
     ) -> None:
         self.frames: dict[int, Place] = {}
         self.needs: dict[int, list[_Need]] = {}
+        self.spoiled: set[bytes] = set()  # found not to be what their ids say
         self.places: list[tuple[int, int, int] | None] = [None] * len(ids)
         found = np.flatnonzero(chunk_rows != ABSENT)
         rows = chunk_rows[found]

@@ -247,7 +247,7 @@ class WriteSession:
                 raise fault from None
             except StrongroomError:
                 fault.means = (
-                    "Whether the snapshot was written is not known; earlier snapshots are untouched."
+                    "Nobody knows whether the snapshot was written; earlier ones are safe."
                 )
                 fault.do = "See `strongroom list`, then run the same command again; it resumes."
                 raise fault from None
