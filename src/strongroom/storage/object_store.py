@@ -17,7 +17,7 @@ import itertools
 import os
 import random
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -29,7 +29,11 @@ from strongroom.storage.location import Location
 from strongroom.storage.object_errors import Answer, translate
 
 _PAGE = 1000
+_FAILURE_WORDS = ("SlowDown", "InternalError")
 _ENDPOINTS = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_ENDPOINT")
+
+
+_Names = list[str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +94,11 @@ class ObjectStorage:
             f" ({settings['endpoint']})" if "endpoint" in settings else ""
         )
         idle = {**client, "read_timeout": timedelta(seconds=patience.idle)}
-        self._reader = _connect(location, settings, idle, _retry(patience, patience.retries))
+        often = _retry(patience, patience.retries)
+        self._reader = self._deleter = _connect(location, settings, idle, often)
+        if location.scheme == "s3":
+            one_by_one: dict[str, Any] = {**settings, "disable_bulk_delete": True}
+            self._deleter = _connect(location, one_by_one, idle, often)
         self._writer = _connect(location, settings, client, _retry(patience, 0))
         self._foreign = _foreign_errors()
 
@@ -168,16 +176,31 @@ class ObjectStorage:
         """Delete in batches of up to 1000."""
         checked = (check_name(name) for name in names)
         while batch := list(itertools.islice(checked, _PAGE)):
-            try:
-                self._reader.delete(batch)
-            except FileNotFoundError as error:
-                # Google and Azure delete one by one and stop at the first that is absent.
-                if len(batch) == 1:
-                    self._forgive_absence(error, batch[0])
-                for name in batch if len(batch) > 1 else ():
-                    self.delete([name])
-            except self._foreign as error:
-                raise translate(error, "delete", batch[0], self._where) from error
+            misread = [name for name in batch if self._is_misread(name)]
+            clear = [name for name in batch if name not in misread] if misread else batch
+            for store, part in ((self._reader, clear), (self._deleter, misread)):
+                if part:
+                    self._delete(store, part)
+
+    def _delete(self, store: Any, names: _Names) -> None:
+        try:
+            store.delete(names)
+        except FileNotFoundError as error:
+            # Google and Azure delete one by one and stop at the first that is absent.
+            if len(names) == 1:
+                self._forgive_absence(error, names[0])
+                return
+            for name in names:
+                self._delete(store, [name])
+        except self._foreign as error:
+            raise translate(error, "delete", names[0], self._where) from error
+
+    def _is_misread(self, name: str) -> bool:
+        """Tell whether the answer to a batch that deleted `name` would be taken for a failure.
+
+        The client library looks for these words anywhere in the answer, and it echoes the names.
+        """
+        return any(word in name or word in self._location.prefix for word in _FAILURE_WORDS)
 
     def free_space(self) -> int | None:
         """Return None: buckets do not tell."""
@@ -294,7 +317,7 @@ def _retry(patience: Patience, retries: int) -> dict[str, Any]:
 
 
 def _connect(
-    location: Location, settings: dict[str, str], client: dict[str, Any], retry: dict[str, Any]
+    location: Location, settings: Mapping[str, Any], client: dict[str, Any], retry: dict[str, Any]
 ) -> Any:
     """Return obstore's handle for one bucket; no connection is opened yet."""
     try:

