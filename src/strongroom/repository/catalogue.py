@@ -205,6 +205,12 @@ class Catalogue:
                     raise
         raise AssertionError("unreachable: the last attempt returns or raises")
 
+    def readable_index(self, group: str) -> Iterator[Segment]:
+        """Yield the index segments of a group that open."""
+        for name in self.index_names(group):
+            with contextlib.suppress(Damaged, ObjectMissing):  # the caller knows that some are
+                yield self.open_index(name)
+
     # -- garbage collection ----------------------------------------------------------------
 
     def load_condemned(self) -> Condemned:

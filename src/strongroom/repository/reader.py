@@ -64,8 +64,11 @@ class ChunkReader:
         keysets_by_epoch: Mapping[int, Keyset],
         load_index: Callable[[], Index],
         *,
+        search: Callable[[], Index] | None = None,
         parallel: int | None = None,
     ) -> None:
+        """Read through `load_index`; `search` gives a fuller index where that lacks a chunk."""
+        self._search = search
         self._storage = storage
         self._keysets = keysets_by_epoch
         self._load_index = load_index
@@ -107,6 +110,13 @@ class ChunkReader:
             with self._lock:  # written since this reader looked
                 if self._index is index:
                     self._index = self._load_index()
+            index = self._index
+            rows = index.find(b"".join(ids))
+        if (rows == ABSENT).any() and self._search is not None:
+            with self._lock:  # the segment that told of it is lost
+                if self._search is not None:
+                    search, self._search = self._search, None
+                    self._index = search()
             index = self._index
             rows = index.find(b"".join(ids))
         return _Wanted(index, ids, rows)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Mapping
+from collections.abc import Container, Iterator, Mapping
 from typing import Protocol
 
 from strongroom.errors import Damaged, KeyRefused, ObjectMissing
@@ -76,7 +76,9 @@ class Repository:
         with self._readers_lock:
             if group not in self._readers:
                 loader = _IndexLoader(self.catalogue, group)
-                self._readers[group] = ChunkReader(self.storage, self.keys.keysets, loader.load)
+                self._readers[group] = ChunkReader(
+                    self.storage, self.keys.keysets, loader.load, search=loader.search
+                )
             return self._readers[group]
 
     # -- writing ---------------------------------------------------------------------------
@@ -124,47 +126,71 @@ class Repository:
         """
         known = {name for _, name in index.packs} | condemned.packs
         found = 0
-        for folder in ("packs", "trees"):
-            for entry in self.storage.list(f"{folder}/"):
-                tree, name = pack.parse_name(entry.name)
-                if name in known:
-                    continue
-                rows = self._footer_of(entry.name, entry.size, tree, name, unfinished)
-                if rows is not None:
-                    self.catalogue.put_index(group, rows, now=self.seams.now())
-                    found += 1
+        for rows in footers(self.catalogue, known):
+            if all(row.id.hex() in unfinished for row in rows.sessions):
+                self.catalogue.put_index(group, rows, now=self.seams.now())
+                found += 1
         return found
-
-    def _footer_of(
-        self, object_name: str, size: int, tree: bool, name: bytes, sessions: set[str]
-    ) -> Segment | None:
-        """The index rows of a pack whose every session is one of `sessions`, else None."""
-        try:
-            rows = read_footer(self.storage, self.catalogue, object_name, size)
-        except (ValueError, ObjectMissing):
-            return None  # a torn or foreign pack is no use as a target; check names it
-        if any(row.id.hex() not in sessions for row in rows.sessions):
-            return None
-        rows.packs = [(tree, name)]
-        return rows
 
 
 class _IndexLoader:
-    """Reads a group's index, and again only when its segments are others."""
+    """Reads a group's index, and again only when its segments are others.
+
+    Reading must not depend on the index alone: every pack's footer tells what is in it. They are
+    read where a segment is damaged, and when `search` was called.
+    """
 
     def __init__(self, catalogue: Catalogue, group: str) -> None:
         self._catalogue, self._group = catalogue, group
         self._names: list[str] = []
         self._index: Index | None = None
+        self._thorough = False
 
     def load(self) -> Index:
         """The index as it is now."""
         names = self._catalogue.index_names(self._group)
         if self._index is None or names != self._names:
-            condemned = self._catalogue.load_condemned().packs
-            self._index = self._catalogue.load_index(self._group, condemned=condemned)
+            self._index = self._read()
             self._names = names
         return self._index
+
+    def search(self) -> Index:
+        """The index as it is now, with what only footers tell."""
+        self._thorough, self._index = True, None
+        return self.load()
+
+    def _read(self) -> Index:
+        try:
+            condemned = self._catalogue.load_condemned().packs
+        except Damaged:  # a reader only prefers other packs; check names the record
+            condemned = frozenset()
+        if not self._thorough:
+            try:
+                return self._catalogue.load_index(self._group, condemned=condemned)
+            except Damaged:  # check names the segment
+                self._thorough = True
+        segments = list(self._catalogue.readable_index(self._group))
+        known = {name for _, name in Index(segments).packs}
+        return Index([*segments, *footers(self._catalogue, known)], condemned=condemned)
+
+
+def footers(catalogue: Catalogue, known: Container[bytes]) -> Iterator[Segment]:
+    """Yield the index rows of every pack that is not `known`, from its footer.
+
+    A torn or foreign pack is passed over: it is no use, and check names it.
+    """
+    for folder in ("packs", "trees"):
+        for entry in catalogue.storage.list(f"{folder}/"):
+            try:
+                tree, name = pack.parse_name(entry.name)
+                if name in known:
+                    continue
+                rows = read_footer(catalogue.storage, catalogue, entry.name, entry.size)
+            except (ValueError, ObjectMissing):
+                continue
+            if len(rows.packs) == 1:
+                rows.packs = [(tree, name)]
+                yield rows
 
 
 _TAIL = 64 * 1024
@@ -176,9 +202,9 @@ def read_footer(storage: Storage, catalogue: Catalogue, name: str, size: int) ->
     if len(tail) < pack.TRAILER.size:
         raise ValueError("the pack is cut short")
     length, end = pack.TRAILER.unpack(tail[-pack.TRAILER.size :])
-    if end != pack.END or length > size:
-        raise ValueError("the pack does not end as packs do")
     total = length + pack.TRAILER.size
+    if end != pack.END or total > size:
+        raise ValueError("the pack does not end as packs do")
     if total > len(tail):
         tail = storage.get(name, offset=size - total, length=total)
     return open_footer(catalogue, name, tail[-total : -pack.TRAILER.size])
