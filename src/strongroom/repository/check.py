@@ -26,6 +26,7 @@ from strongroom.errors import Damaged, KeyRefused, ObjectMissing, StrongroomErro
 from strongroom.format import content as contents
 from strongroom.format import keyset as keysets
 from strongroom.format import pack as packs
+from strongroom.format.content import ID_SIZE
 from strongroom.format.frame import FrameOpener
 from strongroom.format.segment import Segment
 from strongroom.format.tree import Entry
@@ -33,8 +34,8 @@ from strongroom.progress import Progress
 from strongroom.repository import identity, keyring
 from strongroom.repository.catalogue import DamagedRecord, Refs, Snapshot
 from strongroom.repository.index import ABSENT, Index
-from strongroom.repository.reader import SnapshotReader
-from strongroom.repository.repository import Repository, open_footer
+from strongroom.repository.reader import ChunkReader, SnapshotReader
+from strongroom.repository.repository import Repository, footers, read_footer
 
 FILES_NAMED = 1000  # a finding names so many files of a snapshot; the rest is counted
 
@@ -85,10 +86,22 @@ class Budget:
 
 @dataclass(slots=True)
 class _Group:
-    """One group's index and what is known to be bad in it."""
+    """One group's index and what is known to be bad in it.
+
+    `unindexed` counts, per snapshot id, frames that no index segment tells of; `index` may know
+    them from footers. `spoiled` are chunks, as frame row and id, whose bytes are others.
+    """
 
     index: Index
     bad: npt.NDArray[np.bool_]
+    unindexed: dict[str, int] = field(default_factory=dict)
+    spoiled: set[tuple[int, bytes]] = field(default_factory=set)
+
+    def lacks(self, chunk_id: bytes) -> bool:
+        """Is there no good copy of a chunk?"""
+        rows = self.index.copies(chunk_id)
+        frames = [int(self.index.frame[row]) for row in rows]
+        return all(self.bad[frame] or (frame, chunk_id) in self.spoiled for frame in frames)
 
 
 class Checker:
@@ -105,6 +118,7 @@ class Checker:
         self._refs: dict[str, Refs] = {}
         self._reads = repository.keys.current.reads
         self._bad_packs: dict[str, str] = {}
+        self._condemned: frozenset[bytes] = frozenset()
 
     def run(
         self,
@@ -176,10 +190,9 @@ class Checker:
             report.notes.append(f"{name} went away during the check")
 
     def _load_groups(self, report: Report) -> None:
-        condemned: frozenset[bytes] = frozenset()
         try:
-            condemned = self._catalogue.load_condemned().packs
-        except StrongroomError:
+            self._condemned = self._catalogue.load_condemned().packs
+        except Damaged:
             report.notes.append("condemned packs are not known: a record under gc/ is damaged")
         segments: dict[str, dict[str, Segment]] = defaultdict(dict)
         for name in sorted(self._sizes):
@@ -193,8 +206,26 @@ class Checker:
         for snapshot in self._snapshots:
             segments.setdefault(snapshot.group, {})
         for group, found in segments.items():
-            index = Index(found.values(), condemned=condemned)
-            self._groups[group] = _Group(index, np.zeros(index.frames, np.bool_))
+            self._groups[group] = self._load_group(report, group, list(found.values()))
+
+    def _load_group(self, report: Report, name: str, segments: list[Segment]) -> _Group:
+        """Join a group's segments; where they lack something, ask the footers of other packs."""
+        index = Index(segments, condemned=self._condemned)
+        unindexed = {
+            snapshot.id: missing
+            for snapshot in self._snapshots
+            if snapshot.group == name
+            and snapshot.id in self._refs
+            and (missing := index.unknown(self._refs[snapshot.id].frames))
+        }
+        if unindexed:
+            known = {pack for _, pack in index.packs}
+            found = list(footers(self._catalogue, known))
+            index = Index([*segments, *found], condemned=self._condemned)
+            report.notes.append(
+                f"{len(found)} packs that no segment of {name} lists were looked into"
+            )
+        return _Group(index, np.zeros(index.frames, np.bool_), unindexed)
 
     def _pack_sizes(self, report: Report) -> None:
         for group in self._groups.values():
@@ -209,9 +240,12 @@ class Checker:
                     continue
                 bad = group.index.frames_in(tree, raw)
                 if size is None and not bad.any():
-                    continue  # condemned and swept; its frames rest elsewhere or nobody needs them
+                    continue  # swept; its frames rest elsewhere
                 if size is not None:
                     bad &= group.index.frame_ends() > size
+                elif raw in self._condemned and not any(self._relying(group, bad)):
+                    group.bad |= bad
+                    continue  # swept; a run that was overtaken indexed it all the same
                 group.bad |= bad
                 self._bad_packs[name] = reason
                 self._blame(report, 0, name, reason, group, bad)
@@ -264,11 +298,14 @@ class Checker:
         for snapshot in self._snapshots:
             refs = self._refs.get(snapshot.id)
             group = self._groups[snapshot.group]
-            if refs is not None:
-                missing = group.index.unknown(refs.frames)
-                if missing:
-                    reason = f"{missing} frames that it relies on are in no index segment"
-                    report.findings.append(Finding(1, refs.name, reason, [snapshot.id]))
+            missing = group.unindexed.get(snapshot.id)
+            if refs is not None and missing:
+                lost = group.index.unknown(refs.frames)
+                reason = f"{missing} frames that it relies on are in no index segment"
+                reason += (
+                    f", {lost} of them in no pack's footer" if lost else "; footers tell of them"
+                )
+                report.findings.append(Finding(1, refs.name, reason, [snapshot.id] if lost else []))
         if not self._reads:
             report.notes.append("trees were not opened: these keys only write")
 
@@ -321,9 +358,10 @@ class Checker:
             report.findings.append(
                 Finding(verdict.level, name, verdict.reason + "; no snapshot is hurt")
             )
-        for group, bad in verdict.bad:
-            group.bad |= bad
-            self._blame(report, verdict.level, name, verdict.reason, group, bad)
+        for bad in verdict.bad:
+            bad.group.bad |= bad.lost
+            hurt = bad.lost | bad.spoiled
+            self._blame(report, verdict.level, name, verdict.reason, bad.group, hurt)
 
     def _read_pack(self, name: str, deep: bool) -> _PackVerdict:
         try:
@@ -331,7 +369,7 @@ class Checker:
         except ValueError:
             return _PackVerdict(2, "the name is not a pack's", [])
         holders = [
-            (group, rows)
+            _Bad(group, rows, np.zeros_like(rows))
             for group in self._groups.values()
             if (rows := group.index.frames_in(tree, raw)).any()
         ]
@@ -344,8 +382,8 @@ class Checker:
             return _PackVerdict(2, None, [])
         if not self._reads:
             return _PackVerdict(2, "its bytes are not what its name says", holders)
-        bad = [(group, self._open_frames(data, tree, group, rows)) for group, rows in holders]
-        bad = [(group, rows) for group, rows in bad if rows.any()]
+        tried = [self._open_frames(data, tree, held.group, held.lost) for held in holders]
+        bad = [found for found in tried if (found.lost | found.spoiled).any()]
         if not whole:
             return _PackVerdict(2, "its bytes are not what its name says", bad)
         if not holders:
@@ -354,21 +392,18 @@ class Checker:
 
     def _unindexed(self, name: str, data: bytes) -> _PackVerdict:
         """A pack that no index names: garbage of a crashed run, but its footer must open."""
-        length, _ = packs.TRAILER.unpack(data[-packs.TRAILER.size :])
         try:
-            open_footer(
-                self._catalogue, name, data[-length - packs.TRAILER.size : -packs.TRAILER.size]
-            )
+            read_footer(self._storage, self._catalogue, name, len(data))
         except ValueError as fault:
             return _PackVerdict(3, str(fault), [])
         return _PackVerdict(3, None, [])
 
     def _open_frames(
         self, data: bytes, tree: bool, group: _Group, rows: npt.NDArray[np.bool_]
-    ) -> npt.NDArray[np.bool_]:
-        """Open the marked frames and recompute every id; return those that fail."""
+    ) -> _Bad:
+        """Open the marked frames and recompute every id; return what fails."""
         index, view = group.index, memoryview(data)
-        bad = np.zeros_like(rows)
+        bad = _Bad(group, np.zeros_like(rows), np.zeros_like(rows))
         keyset = self._repository.keys.current
         kinds = (b"tree", b"extents") if tree else (b"data", b"page")
         keys = [keysets.chunk_key(keyset.id_key, kind) for kind in kinds]
@@ -378,13 +413,13 @@ class Checker:
             try:
                 plain = memoryview(self._opener(index, row).open(sealed, place.sequence))
             except ValueError:
-                bad[row] = True
+                bad.lost[row] = True
                 continue
             for chunk_id, offset, length in index.chunks_in(row):
                 part = plain[offset : offset + length]
                 if not any(blake3(part, key=key).digest() == chunk_id for key in keys):
-                    bad[row] = True
-                    break
+                    group.spoiled.add((row, chunk_id))
+                    bad.spoiled[row] = True
         return bad
 
     def _opener(self, index: Index, row: int) -> FrameOpener:
@@ -397,18 +432,32 @@ class Checker:
     # -- files -----------------------------------------------------------------------------
 
     def _name_files(self, report: Report) -> None:
-        """Walk the trees: name the files whose chunks are bad, and the pages that do not open."""
+        """Walk the trees: name the files whose chunks are bad, and the pages that do not open.
+
+        Refs name frames, and a frame holds what no file needs any more, or what rests elsewhere
+        too: only the walk tells whether a snapshot is hurt.
+        """
         if not self._reads:
             return
+        chunks = {name: self._chunk_reader(group) for name, group in self._groups.items()}
         for snapshot in self._snapshots:
             group = self._groups[snapshot.group]
-            reader = self._repository.open_snapshot(snapshot)
+            reader = SnapshotReader(snapshot, chunks[snapshot.group])
             hurt = list(_hurt_entries(reader, group))
             pages = list(reader.damaged_pages())
             facts = self._facts_fault(reader)
-            if not hurt and not pages and facts is None:
+            if hurt or pages or facts is not None:
+                self._attach(report, snapshot, hurt, pages, facts)
                 continue
-            self._attach(report, snapshot, hurt, pages, facts)
+            for finding in report.findings:
+                if snapshot.id in finding.snapshots:
+                    finding.snapshots.remove(snapshot.id)
+        for reading in chunks.values():
+            reading.close()
+
+    def _chunk_reader(self, group: _Group) -> ChunkReader:
+        """A reader that has read nothing yet: what rests is verified, not what was remembered."""
+        return ChunkReader(self._storage, self._repository.keys.keysets, lambda: group.index)
 
     def _facts_fault(self, reader: SnapshotReader) -> StrongroomError | None:
         try:
@@ -450,7 +499,16 @@ _FOLDERS = {
 class _PackVerdict:
     level: int
     reason: str | None
-    bad: list[tuple[_Group, npt.NDArray[np.bool_]]]
+    bad: list[_Bad]
+
+
+@dataclass(frozen=True, slots=True)
+class _Bad:
+    """Frames of one group that do not open, and those that hold chunks which are others."""
+
+    group: _Group
+    lost: npt.NDArray[np.bool_]
+    spoiled: npt.NDArray[np.bool_]
 
 
 def _keep(segments: dict[str, dict[str, Segment]], rows: Segment, name: str) -> None:
@@ -491,9 +549,16 @@ def _content_ids(reader: SnapshotReader, entry: Entry) -> Iterator[bytes]:
 def _hurt_in(batch: list[tuple[bytes, bytes]], group: _Group) -> Iterator[bytes]:
     if not batch:
         return
-    rows = group.index.find(b"".join(ids for _, ids in batch))
-    lost = rows == ABSENT
-    lost[~lost] = group.bad[group.index.frame[rows[~lost]]]
-    owner = np.repeat(np.arange(len(batch)), [len(ids) // contents.ID_SIZE for _, ids in batch])
+    every = b"".join(ids for _, ids in batch)
+    rows = group.index.find(every)
+    doubtful = rows == ABSENT
+    doubtful[~doubtful] = group.bad[group.index.frame[rows[~doubtful]]]
+    if group.spoiled:
+        names = {chunk_id for _, chunk_id in group.spoiled}
+        doubtful |= [every[at : at + ID_SIZE] in names for at in range(0, len(every), ID_SIZE)]
+    lost = np.zeros_like(doubtful)
+    for number in np.flatnonzero(doubtful).tolist():
+        lost[number] = group.lacks(every[number * ID_SIZE : (number + 1) * ID_SIZE])
+    owner = np.repeat(np.arange(len(batch)), [len(ids) // ID_SIZE for _, ids in batch])
     for number in np.unique(owner[lost]).tolist():
         yield batch[number][0]
