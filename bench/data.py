@@ -16,24 +16,45 @@ def vault(root: str, files: int = 100_000) -> str:
     if os.path.exists(root + ".made"):
         return root
     chance = random.Random(7)
-    words = [f"{chance.choice(FOLDERS)[:6]}{number:04d}" for number in range(5000)]
     for number in range(files):
-        folder = f"{root}/{FOLDERS[number % 5]}/{number // 1000:03d}"
+        kind = FOLDERS[number % 5]
+        folder = f"{root}/{kind}/{number // 1000:03d}"
         if number % 1000 < 5:
             os.makedirs(folder, exist_ok=True)
-        size = chance.randint(1024, 8192)
-        document = {
-            "id": number,
-            "vector": [round(chance.random(), 6) for _ in range(size // 20)],
-            "text": " ".join(chance.choices(words, k=size // 12)),
-        }
         with open(f"{folder}/{number:07d}.json", "w") as file:
-            file.write(json.dumps(document)[:size])
+            file.write(_document(kind, number, chance.randint(1100, 7600), chance))
     for number in range(8):
         with open(f"{root}/random-{number}.bin", "wb") as binary:
             binary.write(os.urandom(16 * MIB))
     open(root + ".made", "w").close()
     return root
+
+
+def _document(kind: str, number: int, size: int, chance: random.Random) -> str:
+    """A document of about `size` bytes, as the platform's workers write them."""
+    document: dict[str, object] = {
+        "id": f"{kind}-{number:07d}",
+        "schema_version": 3,
+        "created_at": f"2026-{1 + number % 12:02d}-{1 + number % 28:02d}T{number % 24:02d}:17:09Z",
+        "campaign_id": chance.randrange(2000),
+    }
+    if kind == "ml_features":
+        document["model"] = "clip-vit-b32"
+        document["vector"] = [round(chance.gauss(0, 1), 4) for _ in range(size // 9)]
+        return json.dumps(document)
+    events = document["events"] = []
+    while size > 0:
+        event = {
+            "at": f"2026-11-{chance.randint(1, 28):02d}T{chance.randint(0, 23):02d}:00:00Z",
+            "actor": f"user-{chance.randrange(400)}@stakazo.example",
+            "action": chance.choice(("publish", "rank", "render", "retry", "review", "schedule")),
+            "target": f"https://cdn.stakazo.example/clips/{chance.randrange(10**6)}/master.m3u8",
+            "score": round(chance.random(), 3),
+            "ok": chance.random() < 0.97,
+        }
+        events.append(event)
+        size -= 210
+    return json.dumps(document)
 
 
 def large(root: str, mib: int) -> str:

@@ -56,6 +56,13 @@ class ChunkColumns:
     def __len__(self) -> int:
         return len(self._first)
 
+    def joined(self, words: list[U64]) -> list[U64]:
+        """These ids and others, as columns of words, in no order."""
+        return [
+            np.concatenate((ours, theirs))
+            for ours, theirs in zip(self._words, words, strict=True)
+        ]
+
     def id(self, row: int) -> bytes:
         """The id in a row."""
         return b"".join(column[row].tobytes() for column in self._words)
@@ -105,7 +112,6 @@ class IdSet:
     def __init__(self) -> None:
         self._recent: dict[bytes, object] = {}
         self._runs: list[ChunkColumns] = []
-        self._raw: list[bytes] = []
 
     def known(self, ids: bytes) -> npt.NDArray[np.bool_]:
         """For each id: does it stand in a sorted run? (`claim` looks at the recent ones.)"""
@@ -123,12 +129,10 @@ class IdSet:
         if len(self._recent) < self.RECENT:
             return
         recent, self._recent = self._recent, {}
-        raw = b"".join(list(recent))
-        while self._raw and len(self._raw[-1]) <= len(raw):
-            raw += self._raw.pop()
-            self._runs.pop()
-        self._raw.append(raw)
-        self._runs.append(ChunkColumns(split(raw)))
+        words = split(b"".join(list(recent)))
+        while self._runs and len(self._runs[-1]) <= len(words[0]):
+            words = self._runs.pop().joined(words)
+        self._runs.append(ChunkColumns(words))
 
 
 @dataclass(frozen=True, slots=True)
