@@ -9,17 +9,18 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from strongroom.config.model import Configuration, FilesTable, PostgresTable, SourceTable
 from strongroom.config.secrets import Secret, read_private, resolve
-from strongroom.errors import ConfigError
+from strongroom.errors import ConfigError, UsageError
 
 if TYPE_CHECKING:
     from strongroom.keys.base import KeyHolder
     from strongroom.postgres.logical.source import LogicalSource
-    from strongroom.repository.ports import Source
+    from strongroom.repository.ports import Sink, Source
     from strongroom.repository.repository import Repository
     from strongroom.repository.session import Seams
     from strongroom.storage.base import Storage
@@ -240,3 +241,75 @@ def probe_source(name: str, table: SourceTable, *, environ: Mapping[str, str]) -
             one_file_system=table.one_file_system,
         )
     return _database_source(name, table, environ, None).probe()
+
+
+@dataclass(frozen=True, slots=True)
+class DatabaseTarget:
+    """Where a database is restored to: a server (without a secret) and the name it will have."""
+
+    dsn: str
+    database: str
+    password: Secret | None = None
+
+
+def find_target(to: str, table: PostgresTable | None) -> DatabaseTarget:
+    """Take `--to` apart: a libpq string names server and database, a bare name only the latter.
+
+    A bare name stands on the server of the configured source, else where libpq's environment leads.
+    """
+    from strongroom.postgres.server import Conninfo  # noqa: PLC0415
+
+    if "=" in to or "://" in to:
+        there = Conninfo.parse(to)
+        database = there.parameters.get("dbname")
+        if not database:
+            raise UsageError(
+                "The target names no database.",
+                do="Write it like `--to postgresql://user@host/new_name`.",
+            )
+        return DatabaseTarget(there.on("postgres").public(), database)
+    here = Conninfo.parse("" if table is None else table.dsn)
+    password = None if table is None else table.password
+    return DatabaseTarget(here.on("postgres").public(), to, password)
+
+
+def file_sink(
+    target: bytes, *, paths: Sequence[bytes], force: bool, in_place: bool, owner: bool
+) -> Sink:
+    """The sink that fills a folder."""
+    from strongroom.files.sink import FileSink  # noqa: PLC0415
+
+    return FileSink(
+        target, paths=paths, in_place=in_place, force=force, owner=None if owner else False
+    )
+
+
+def database_sink(
+    target: DatabaseTarget,
+    *,
+    environ: Mapping[str, str],
+    database: str | None,
+    schemas: Sequence[str],
+    tables: Sequence[str],
+    global_objects: bool,
+    owner: bool,
+    locale: str | None,
+    replace: bool,
+    jobs: int | None,
+) -> Sink:
+    """The sink that makes one database."""
+    from strongroom.postgres.logical.sink import LogicalSink, Subset  # noqa: PLC0415
+
+    return LogicalSink(
+        target.dsn,
+        target.database,
+        password=_text(target.password, environ),
+        database=database,
+        replace=replace,
+        subset=Subset.parse(schemas, tables),
+        global_objects=global_objects,
+        owner=owner,
+        privileges=owner,
+        locale=locale,
+        jobs=jobs,
+    )

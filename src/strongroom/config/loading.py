@@ -32,17 +32,16 @@ _HOLDERS: tuple[Key, ...] = (
 )
 # Environment variable → key. Those of the second table hold the secret itself,
 # so the configuration gets a reference to them.
-_VARIABLES: Mapping[str, Key] = {
+VARIABLES: Mapping[str, Key] = {
     "STRONGROOM_REPOSITORY": ("repository", "url"),
     "STRONGROOM_KEY_FILE": ("repository", "key_file"),
     "STRONGROOM_TIMEZONE": ("timezone",),
     "STRONGROOM_CACHE_DIR": ("cache_dir",),
 }
-_SECRET_VARIABLES: Mapping[str, Key] = {
+SECRET_VARIABLES: Mapping[str, Key] = {
     "STRONGROOM_PASSPHRASE": ("repository", "passphrase"),
     "STRONGROOM_RECOVERY_CODE": ("repository", "recovery_code"),
 }
-VARIABLES = (*_VARIABLES, *_SECRET_VARIABLES, "STRONGROOM_CONFIG")
 
 
 class ConfigFaults(ConfigError):  # noqa: N818 -- many faults in one error
@@ -157,11 +156,11 @@ def _layers(
     environ: Mapping[str, str], overrides: tuple[Override, ...]
 ) -> list[list[tuple[Key, Any, str]]]:
     variables: list[tuple[Key, Any, str]] = [
-        (key, environ[name], f"${name}") for name, key in _VARIABLES.items() if environ.get(name)
+        (key, environ[name], f"${name}") for name, key in VARIABLES.items() if environ.get(name)
     ]
     variables += [
         (key, f"env:{name}", f"${name}")
-        for name, key in _SECRET_VARIABLES.items()
+        for name, key in SECRET_VARIABLES.items()
         if environ.get(name)
     ]
     flags: list[tuple[Key, Any, str]] = [(each.key, each.value, each.flag) for each in overrides]
@@ -196,6 +195,8 @@ def _rebase(document: dict[str, Any], folder: str) -> dict[str, Any]:
         url = repository.get("url")
         if isinstance(url, str) and (url.startswith(".") or "/" in url) and ":" not in url:
             _absolute(repository, "url", folder)
+        if isinstance(repository.get("s3"), dict):
+            _absolute(repository["s3"], "ca_file", folder)
     sources = document.get("source")
     for source in sources.values() if isinstance(sources, dict) else ():
         if isinstance(source, dict) and source.get("type") == "files":

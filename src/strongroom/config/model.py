@@ -28,53 +28,82 @@ class Promise(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """What a source is promised: how much may be lost, how long a restore may take, how long
     backups are kept. Spans of time such as "24h", "30d" or "12 months"."""
 
-    rpo: Duration | None = None
-    rto: Duration | None = None
-    keep: Duration | None = None
+    rpo: Annotated[
+        Duration | None, Meta(description="How much may be lost: the newest backup is never older.")
+    ] = None
+    rto: Annotated[Duration | None, Meta(description="How long a restore may take.")] = None
+    keep: Annotated[Duration | None, Meta(description="How long backups are kept.")] = None
 
 
 class S3(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """How to reach an S3-compatible store. Without keys the usual chain is used: environment,
     shared credentials file, instance role."""
 
-    endpoint: str | None = None
-    region: str | None = None
-    access_key_id: Secret | None = None
-    secret_access_key: Secret | None = None
-    session_token: Secret | None = None
-    ca_file: str | None = None
-    allow_http: bool = False
+    endpoint: Annotated[
+        str | None, Meta(description="Address of a store that is not AWS: https://host:port.")
+    ] = None
+    region: Annotated[str | None, Meta(description="Region of the bucket.")] = None
+    access_key_id: Annotated[Secret | None, Meta(description="Key id.")] = None
+    secret_access_key: Annotated[Secret | None, Meta(description="Secret key.")] = None
+    session_token: Annotated[Secret | None, Meta(description="Token of temporary credentials.")] = (
+        None
+    )
+    ca_file: Annotated[
+        str | None, Meta(description="Certificates to trust instead of the system's.")
+    ] = None
+    allow_http: Annotated[
+        bool, Meta(description="Speak unencrypted HTTP with a host that is not this one.")
+    ] = False
 
 
 class RepositoryTable(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Where the backups rest and which secrets open them."""
 
-    url: str | None = None
-    passphrase: Secret | None = None
-    key_file: str | None = None
-    recovery_code: Secret | None = None
-    s3: S3 | None = None
+    url: Annotated[
+        str | None,
+        Meta(
+            description="A folder, s3://bucket/prefix, gs://bucket/prefix, az://container/prefix."
+        ),
+    ] = None
+    passphrase: Annotated[
+        Secret | None, Meta(description="Passphrase that opens the repository.")
+    ] = None
+    key_file: Annotated[str | None, Meta(description="Key file that opens the repository.")] = None
+    recovery_code: Annotated[Secret | None, Meta(description="Recovery code of the kit.")] = None
+    s3: Annotated[S3 | None, Meta(description="How to reach an S3 store.")] = None
 
 
 class PostgresTable(
     Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, tag_field="type", tag="postgres"
 ):
-    """A PostgreSQL database. `dsn` is a libpq URL or "key=value" string without a password;
-    `password` refers to one (else ~/.pgpass and $PGPASSWORD are used, as by psql). `databases`
-    names several of the server, ["*"] all; `bin_dir` holds pg_dump. Left out when false: `globals`
-    roles and tablespaces, `role_passwords` the hashes of passwords, `unlogged` what unlogged tables
-    hold."""
+    """A PostgreSQL database."""
 
-    dsn: str
-    password: Secret | None = None
-    method: Literal["logical"] = "logical"
-    jobs: Jobs | None = None
-    databases: tuple[str, ...] = ()
-    bin_dir: str | None = None
-    globals: bool = True
-    role_passwords: bool = True
-    unlogged: bool = True
-    promise: Promise = Promise()
+    dsn: Annotated[
+        str,
+        Meta(
+            description="Server and database: a libpq URL or key=value string without a password."
+        ),
+    ]
+    password: Annotated[
+        Secret | None,
+        Meta(description="Password of the role; otherwise ~/.pgpass and $PGPASSWORD, as for psql."),
+    ] = None
+    method: Annotated[Literal["logical"], Meta(description="How it is backed up.")] = "logical"
+    jobs: Annotated[Jobs | None, Meta(description="Dump streams side by side.")] = None
+    databases: Annotated[
+        tuple[str, ...],
+        Meta(description='Several databases of the server by name; "*" is all of them.'),
+    ] = ()
+    bin_dir: Annotated[
+        str | None,
+        Meta(description="Folder of pg_dump and pg_restore, instead of those that fit best."),
+    ] = None
+    globals: Annotated[bool, Meta(description="Take roles and tablespaces too.")] = True
+    role_passwords: Annotated[
+        bool, Meta(description="Take the password hashes of roles too (needs a superuser).")
+    ] = True
+    unlogged: Annotated[bool, Meta(description="Take what unlogged tables hold too.")] = True
+    promise: Annotated[Promise, Meta(description="What is promised.")] = Promise()
 
 
 class FilesTable(
@@ -83,11 +112,15 @@ class FilesTable(
     """A tree of files. Patterns are relative to `path`; one that ends in "/" means the folder
     and all below it."""
 
-    path: str
-    include: tuple[str, ...] = ()
-    exclude: tuple[str, ...] = ()
-    one_file_system: bool = False
-    promise: Promise = Promise()
+    path: Annotated[str, Meta(description="The folder.")]
+    include: Annotated[
+        tuple[str, ...], Meta(description="Only what these patterns match; empty is everything.")
+    ] = ()
+    exclude: Annotated[tuple[str, ...], Meta(description="Not what these patterns match.")] = ()
+    one_file_system: Annotated[
+        bool, Meta(description="Do not descend into other file systems.")
+    ] = False
+    promise: Annotated[Promise, Meta(description="What is promised.")] = Promise()
 
 
 SourceTable: TypeAlias = PostgresTable | FilesTable
@@ -96,11 +129,18 @@ SourceTable: TypeAlias = PostgresTable | FilesTable
 class Configuration(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """The whole of strongroom.toml."""
 
-    timezone: str | None = None
-    cache_dir: str | None = None
-    jobs: Jobs | None = None
-    repository: RepositoryTable = RepositoryTable()
-    source: Mapping[str, SourceTable] = {}
+    timezone: Annotated[
+        str | None, Meta(description="Zone in which 02:13 is meant; otherwise this machine's.")
+    ] = None
+    cache_dir: Annotated[
+        str | None, Meta(description="Folder for caches; otherwise ~/.cache/strongroom.")
+    ] = None
+    jobs: Annotated[
+        Jobs | None,
+        Meta(description="Threads or connections side by side; otherwise one a processor."),
+    ] = None
+    repository: Annotated[RepositoryTable, Meta(description="The repository.")] = RepositoryTable()
+    source: Annotated[Mapping[str, SourceTable], Meta(description="The sources, by name.")] = {}
 
 
 def check_url(url: str) -> None:

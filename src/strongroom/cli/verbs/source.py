@@ -9,7 +9,9 @@ from strongroom import wiring
 from strongroom.cli.desk import Desk
 from strongroom.cli.flags import Everywhere
 from strongroom.cli.names import show_text
+from strongroom.rules.sizes import show_size
 
+_SIZES = frozenset({"size", "free"})
 _DEFAULT = Everywhere()
 
 
@@ -42,5 +44,13 @@ def describe(report: Mapping[str, Any], indent: str = "  ") -> list[str]:
             shown = ", ".join(show_text(str(item)) for item in value)
             lines.append(f"{label} {shown or 'none'}")
         else:
-            lines.append(f"{label} {show_text(str(value))}")
+            lines.append(f"{label} {_show_value(str(key), value)}")
     return lines
+
+
+def _show_value(key: str, value: Any) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, int) and key in _SIZES:
+        return show_size(value)
+    return "unknown" if value is None else show_text(str(value))

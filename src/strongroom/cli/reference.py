@@ -1,0 +1,222 @@
+"""The reference pages, made from the code: `python -m strongroom.cli.reference [FOLDER]`.
+
+cli.md from the verbs and their docstrings, config.md from the tables of the
+configuration, errors.md from the error tree. A test fails when a page is not
+what this would write now.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+from msgspec import Struct
+from msgspec.structs import fields
+
+from strongroom.cli.app import NOUNS, VERBS, build
+from strongroom.cli.codes import load_pages
+from strongroom.config.loading import SECRET_VARIABLES, VARIABLES, search_path
+from strongroom.config.model import (
+    S3,
+    Configuration,
+    FilesTable,
+    PostgresTable,
+    Promise,
+    RepositoryTable,
+    json_schema,
+)
+
+MADE = "<!-- Made by `python -m strongroom.cli.reference`; change the code, not this page. -->"
+_EVERYWHERE = re.compile(r"\*\*Everywhere\*\*:\n\n(?:\* .*\n|  .*\n)+\n?")
+_EXITS = [
+    (0, "done"),
+    (1, "failed, unclassified"),
+    (2, "usage or configuration, nothing started"),
+    (3, "finished incomplete: something was skipped"),
+    (4, "refused by a preflight, nothing changed"),
+    (5, "not found, or time not recoverable"),
+    (6, "busy"),
+    (7, "unreachable: database, storage, key service"),
+    (8, "credentials or key wrong"),
+    (9, "verification failed"),
+    (10, "correct, but a promise was missed"),
+    (130, "interrupted by Ctrl-C, resumable"),
+    (143, "interrupted by SIGTERM, resumable"),
+]
+_TABLES: list[tuple[str, type[Struct]]] = [
+    ("(top of the file)", Configuration),
+    ("[repository]", RepositoryTable),
+    ("[repository.s3]", S3),
+    ('[source.NAME], type = "postgres"', PostgresTable),
+    ('[source.NAME], type = "files"', FilesTable),
+    ("promise", Promise),
+]
+
+
+def pages() -> dict[str, str]:
+    """Every page by its file name."""
+    return {"cli.md": cli_page(), "config.md": config_page(), "errors.md": errors_page()}
+
+
+def cli_page() -> str:
+    """Every verb, its arguments and flags, the exit codes."""
+    text = str(build().generate_docs(output_format="markdown", heading_level=1))
+    everywhere = _EVERYWHERE.search(text)
+    if everywhere is None:
+        raise AssertionError("cyclopts writes its reference in another shape")
+    shared = everywhere[0].replace("**Everywhere**:\n", "## Everywhere\n")
+    body = _EVERYWHERE.sub("", text).rstrip()
+    exits = "\n".join(f"| {status} | {meaning} |" for status, meaning in _EXITS)
+    return "\n".join(
+        [
+            MADE,
+            "",
+            body,
+            "",
+            shared.strip(),
+            "",
+            "These may stand in front of the verb or behind it.",
+            "",
+            "## Places, ids and times",
+            "",
+            "`SOURCE[@T]:PATH` names a path in a backup; without `@T` in the newest. T is the",
+            "beginning of an id that only one backup has, `latest`, `oldest`, or a time:",
+            "ISO 8601 with its offset, `HH:MM[:SS]` of today in the configured zone (echoed in",
+            'UTC), or `"20 minutes ago"`. A time chooses the newest backup not after it. A time',
+            "that can be read in two ways, or has not come yet, is refused with its readings.",
+            "",
+            "## Output",
+            "",
+            "Results go to stdout, everything else to stderr. With `--json` a reading verb",
+            "prints one document, also when it is empty or failed (`type` is then `error`);",
+            "`backup`, `restore`, `check` and `demo` print one object a line, the last of type",
+            "`result`. Every object carries `version`. A path that is not UTF-8 is given with",
+            "escapes in `path` and byte for byte in `path_b64`.",
+            "",
+            "## Exit codes",
+            "",
+            "| code | meaning |",
+            "| --- | --- |",
+            exits,
+            "",
+        ]
+    )
+
+
+def config_page() -> str:
+    """Every key of strongroom.toml, the environment, the order in which they count."""
+    lines = [MADE, "", "# strongroom.toml", "", "The first of these files counts:", ""]
+    lines += ["1. `--config FILE`", "2. `$STRONGROOM_CONFIG`"]
+    places = search_path({"HOME": "~"})
+    lines += [f"{number}. `{place}`" for number, place in enumerate(places, 3)]
+    lines += [
+        "",
+        "Flags win over the environment, the environment over the file. Who brings a key",
+        "(passphrase, key file or recovery code) brings all keys: those of lower layers are not",
+        "tried. Paths in the file are relative to its folder. An unknown key is an error.",
+        "`strongroom config check` names every fault, `config show` where each value is from,",
+        "`config schema` prints the JSON Schema.",
+        "",
+        "## Secrets",
+        "",
+        "A secret stands in the file by reference only; a literal one is refused.",
+        "",
+        "| reference | means |",
+        "| --- | --- |",
+        "| `env:NAME` | an environment variable |",
+        "| `file:PATH` | a file that only its owner (and group) may read |",
+        "| `cmd:PROGRAM ARGUMENT …` | what a program prints; run without a shell |",
+        "| `systemd:NAME` | a credential of the service, `$CREDENTIALS_DIRECTORY/NAME` |",
+        "",
+        "One line end at the end of a secret is dropped.",
+        "",
+    ]
+    schema = json_schema()["$defs"]
+    for title, table in _TABLES:
+        lines += list(_table_lines(title, table, schema[table.__name__]))
+    lines += ["## Environment", "", "| variable | stands for |", "| --- | --- |"]
+    lines += [f"| `{name}` | `{'.'.join(key)}` |" for name, key in sorted(VARIABLES.items())]
+    lines += [
+        f"| `{name}` | `{'.'.join(key)}`: the secret itself |"
+        for name, key in sorted(SECRET_VARIABLES.items())
+    ]
+    lines += ["| `STRONGROOM_CONFIG` | the file |", "| `STRONGROOM_DEBUG` | show tracebacks |"]
+    return "\n".join([*lines, ""])
+
+
+def errors_page() -> str:
+    """Every error code, what it means and what to do."""
+    lines = [
+        MADE,
+        "",
+        "# Errors",
+        "",
+        "An error is four lines: what happened, what it means for recoverability, what to do,",
+        "and its code with a link to this page. `strongroom explain CODE` prints the same.",
+        "",
+        "| code | exit status |",
+        "| --- | --- |",
+    ]
+    found = load_pages()
+    lines += [f"| [{page.code}](#{page.code}) | {page.exit} |" for page in found]
+    for page in found:
+        lines += ["", f"## {page.code}", "", f"*Exit status {page.exit}.* {page.summary}", ""]
+        lines += [f"**Means:** {page.means}", "", f"**To do:** {page.do}", "", page.text.strip()]
+    return "\n".join([*lines, ""])
+
+
+def _table_lines(title: str, table: type[Struct], schema: dict[str, Any]) -> Iterator[str]:
+    yield f"## {title}"
+    yield ""
+    yield schema["description"]
+    yield ""
+    yield "| key | what it says | value | default |"
+    yield "| --- | --- | --- | --- |"
+    for field in fields(table):
+        part = schema["properties"][field.name]
+        default = "required" if field.required else _default(part)
+        what = part.get("description", "")
+        yield f"| `{field.name}` | {what} | {_kind(part)} | {default} |"
+    yield ""
+
+
+def _kind(part: dict[str, Any]) -> str:
+    reference = str(part.get("$ref", "")).rpartition("/")[2]
+    if reference == "Secret":
+        return "a reference to a secret"
+    if reference == "Duration":
+        return "a span of time: `24h`, `30d`, `12 months`"
+    if reference or part.get("additionalProperties"):
+        return "a table"
+    if "enum" in part:
+        return " or ".join(f'`"{word}"`' for word in part["enum"])
+    if part["type"] == "integer":
+        return f"a whole number, {part['minimum']} to {part['maximum']}"
+    return {"string": "text", "boolean": "true or false", "array": "a list of texts"}[part["type"]]
+
+
+def _default(part: dict[str, Any]) -> str:
+    value = part.get("default")
+    if value is None or value in ([], ()):
+        return ""
+    return f"`{str(value).lower()}`" if isinstance(value, bool) else f'`"{value}"`'
+
+
+def verbs() -> list[str]:
+    """Every verb as it is typed."""
+    return [" ".join(words) for words in VERBS] + list(NOUNS)
+
+
+def main(folder: str) -> None:
+    """Write the pages into a folder."""
+    os.makedirs(folder, exist_ok=True)
+    for name, text in pages().items():
+        with open(os.path.join(folder, name), "w", encoding="utf-8") as file:
+            file.write(text)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1] if len(sys.argv) > 1 else "docs/reference")
