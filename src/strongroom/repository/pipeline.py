@@ -50,12 +50,15 @@ class PackRows:
 
 @dataclass(slots=True)
 class _Filling:
-    """A pack that is being filled."""
+    """A pack that is being filled: sealed frames, and sequence, ids and lengths of each.
+
+    The plain bytes are let go of as soon as they are sealed.
+    """
 
     tree: bool
     size: int = 0
     sealed: list[bytes] = field(default_factory=list)
-    frames: list[Frame] = field(default_factory=list)
+    rows: list[tuple[int, bytes, Sequence[int]]] = field(default_factory=list)
 
 
 def rows_to_segment(
@@ -103,7 +106,7 @@ class Pipeline:
         self._filling = {tree: _Filling(tree) for tree in (False, True)}
         self._lock = threading.Lock()
         self._frames: queue.Queue[Frame | None] = queue.Queue(2 * sealers + 2)
-        self._packs: queue.Queue[_Filling | None] = queue.Queue(putters)
+        self._packs: queue.Queue[_Filling | None] = queue.Queue(1)
         self._fault: BaseException | None = None
         self._closed = False
         self._sealers = [threading.Thread(target=self._seal, daemon=True) for _ in range(sealers)]
@@ -124,7 +127,7 @@ class Pipeline:
         for tree in (False, True):
             with self._lock:
                 filling, self._filling[tree] = self._filling[tree], _Filling(tree)
-            if filling.frames:
+            if filling.rows:
                 self._packs.put(filling)
         self._packs.join()
         self._raise()
@@ -165,7 +168,7 @@ class Pipeline:
         with self._lock:
             filling = self._filling[frame.tree]
             filling.sealed.append(sealed)
-            filling.frames.append(frame)
+            filling.rows.append((frame.sequence, frame.ids, frame.lengths))
             filling.size += len(sealed)
             full = filling.size >= self._pack_size
             if full:
@@ -198,12 +201,12 @@ class Pipeline:
 
     def _put_one(self, filling: _Filling) -> None:
         rows = PackRows(
-            filling.tree, pack.ZERO_NAME, [], b"".join(frame.ids for frame in filling.frames), []
+            filling.tree, pack.ZERO_NAME, [], b"".join(ids for _, ids, _ in filling.rows), []
         )
         at = len(self._header)
-        for frame, sealed in zip(filling.frames, filling.sealed, strict=True):
-            rows.frames.append((frame.sequence, at, len(sealed), len(frame.lengths)))
-            rows.lengths += frame.lengths
+        for (sequence, _, lengths), sealed in zip(filling.rows, filling.sealed, strict=True):
+            rows.frames.append((sequence, at, len(sealed), len(lengths)))
+            rows.lengths += lengths
             at += len(sealed)
         data = assemble(
             self._header,
