@@ -83,7 +83,8 @@ def encode(segment: Segment) -> bytes:
         for row in segment.sessions
     ]
     packs = [bytes((tree,)) + name for tree, name in segment.packs]
-    replaces = [_NAME.pack(len(name)) + name.encode() for name in segment.replaces]
+    names = [name.encode() for name in segment.replaces]
+    replaces = [_NAME.pack(len(name)) + name for name in names]
     lengths = segment.lengths.astype("<u4", copy=False).tobytes()
     parts: Sequence[bytes | memoryview] = (
         head,

@@ -7,6 +7,7 @@ segments, with what a prune condemned or replaced already left out of account.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -59,8 +60,7 @@ class ChunkColumns:
     def joined(self, words: list[U64]) -> list[U64]:
         """These ids and others, as columns of words, in no order."""
         return [
-            np.concatenate((ours, theirs))
-            for ours, theirs in zip(self._words, words, strict=True)
+            np.concatenate((ours, theirs)) for ours, theirs in zip(self._words, words, strict=True)
         ]
 
     def id(self, row: int) -> bytes:
@@ -111,7 +111,9 @@ class IdSet:
 
     def __init__(self) -> None:
         self._recent: dict[bytes, object] = {}
+        self._settling: dict[bytes, object] = {}
         self._runs: list[ChunkColumns] = []
+        self._lock = threading.Lock()
 
     def known(self, ids: bytes) -> npt.NDArray[np.bool_]:
         """For each id: does it stand in a sorted run? (`claim` looks at the recent ones.)"""
@@ -122,17 +124,24 @@ class IdSet:
 
     def claim(self, chunk_id: bytes, owner: object) -> bool:
         """Add an id; False if it was there. `owner` is a fresh object that nobody else claims with."""
+        if chunk_id in self._settling:
+            return False
         return self._recent.setdefault(chunk_id, owner) is owner
 
     def settle(self) -> None:
         """Move recent ids into a sorted run when there are many."""
-        if len(self._recent) < self.RECENT:
+        if len(self._recent) < self.RECENT or not self._lock.acquire(blocking=False):
             return
-        recent, self._recent = self._recent, {}
-        words = split(b"".join(list(recent)))
-        while self._runs and len(self._runs[-1]) <= len(words[0]):
-            words = self._runs.pop().joined(words)
-        self._runs.append(ChunkColumns(words))
+        try:
+            # Merging millions takes seconds: until the new runs stand, the old ones must answer.
+            self._settling, self._recent = self._recent, {}
+            words, runs = split(b"".join(list(self._settling))), [*self._runs]
+            while runs and len(runs[-1]) <= len(words[0]):
+                words = runs.pop().joined(words)
+            self._runs = [*runs, ChunkColumns(words)]
+            self._settling = {}
+        finally:
+            self._lock.release()
 
 
 @dataclass(frozen=True, slots=True)
