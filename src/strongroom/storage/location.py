@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import re
 from dataclasses import dataclass
-from urllib.parse import unquote_to_bytes, urlsplit
+from urllib.parse import unquote_to_bytes
 
 from strongroom.errors import ConfigError
 from strongroom.storage.base import Storage, is_name
@@ -67,13 +67,15 @@ def _parse_path(path: str) -> Location:
 
 
 def _parse_file(url: str) -> Location:
-    parts = urlsplit(url)
-    path = unquote_to_bytes(parts.path)
-    if parts.netloc not in ("", "localhost") or not path.startswith(b"/"):
+    # By hand: urlsplit drops newlines and tabs, and a path may hold both.
+    rest = url[len("file:") :]
+    host, slash, path = rest.removeprefix("//").partition("/")
+    if not rest.startswith("//") or not slash or host.lower() not in ("", "localhost"):
         raise ConfigError(f"a file address is file:///absolute/path, not {_safe(url)!r}")
-    if parts.query or parts.fragment or b"\0" in path:
+    raw = unquote_to_bytes("/" + path)
+    if "?" in path or "#" in path or b"\0" in raw:
         raise ConfigError(f"write ?, # and other signs of the path as %xx: {_safe(url)!r}")
-    return Location("file", path=path)
+    return Location("file", path=raw)
 
 
 def _parse_bucket(scheme: str, url: str) -> Location:

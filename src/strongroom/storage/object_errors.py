@@ -30,6 +30,8 @@ _REGION = re.compile(r"<Region>([\w-]+)</Region>|expecting '([\w-]+)'")
 _TRIES = re.compile(r"after (\d+) retries")
 _REASON = re.compile(r'message: "([^"]{1,200})"|error: "([^"]{1,200})"')
 
+_CERTIFICATE = re.compile(r"\b(UnknownIssuer|Expired|NotValidYet|NotValidForName|\w*EndEntity)\b")
+
 _MISSING = {"NoSuchKey", "BlobNotFound"}
 _NO_BUCKET = {"NoSuchBucket", "ContainerNotFound"}
 _TAKEN = {"PreconditionFailed", "BlobAlreadyExists", "ConditionNotMet"}
@@ -121,7 +123,7 @@ class Answer:
     @property
     def untrusted(self) -> bool:
         """Whether the server's certificate was not accepted."""
-        return "certificate" in self.text or "UnknownIssuer" in self.text
+        return not self.status and "certificate" in self.text.casefold()
 
     @property
     def no_credentials(self) -> bool:
@@ -138,7 +140,7 @@ def translate(error: BaseException, doing: str, name: str, where: str) -> Strong
     if answer.code in _MISSING:
         return ObjectMissing(f"{where} holds no object {name}")
     what = f"cannot {doing} {name} at {where}: "
-    for rule in (_bucket, _rights, _room, _region, _connection):
+    for rule in (_bucket, _room, _rights, _region, _connection):
         found = rule(answer, what)
         if found is not None:
             return found
@@ -252,5 +254,5 @@ def _reason(answer: Answer) -> str:
     found = _REASON.search(answer.text)
     if found:
         return found[1] or found[2]
-    inner = re.search(r"(UnknownIssuer|Invalid\w*Certificate\([^)]*\))", answer.text)
+    inner = _CERTIFICATE.search(answer.text)
     return inner[1] if inner else "the connection broke before an answer came"

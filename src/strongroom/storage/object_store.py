@@ -186,11 +186,11 @@ class ObjectStorage:
         try:
             store.delete(names)
         except FileNotFoundError as error:
+            translated = translate(error, "delete", names[0], self._where)
+            if not isinstance(translated, ObjectMissing):
+                raise translated from error
             # Google and Azure delete one by one and stop at the first that is absent.
-            if len(names) == 1:
-                self._forgive_absence(error, names[0])
-                return
-            for name in names:
+            for name in names if len(names) > 1 else ():
                 self._delete(store, [name])
         except self._foreign as error:
             raise translate(error, "delete", names[0], self._where) from error
@@ -239,11 +239,6 @@ class ObjectStorage:
             f"cannot list {folder or 'objects'} at {self._where}: the answer is no listing",
             do="Check the endpoint: something else than the object store answers there.",
         )
-
-    def _forgive_absence(self, error: FileNotFoundError, name: str) -> None:
-        translated = translate(error, "delete", name, self._where)
-        if not isinstance(translated, ObjectMissing):
-            raise translated from error
 
 
 def _settle_endpoint(scheme: str, settings: dict[str, str], allow_http: bool) -> bool:
