@@ -13,6 +13,7 @@
     ├── Unreachable           7    database, storage or KMS cannot be reached
     │   ├── StorageUnreachable
     │   ├── StorageFull
+    │   │   └── TargetFull         the disk that a restore writes to has no room left
     │   └── DatabaseUnreachable
     ├── KeyRefused            8    credentials or key wrong
     │   └── StorageDenied
@@ -142,6 +143,14 @@ class StorageFull(Unreachable):
 
     code = "storage-full"
     do = "Free space or raise the quota, then run the same command again; it resumes."
+
+
+class TargetFull(StorageFull):
+    """The file system that a restore writes to has no room left."""
+
+    code = "target-full"
+    means = "The restore is not complete; the repository is untouched."
+    do = "Free space at the target, or choose another, and run the restore again."
 
 
 class DatabaseUnreachable(Unreachable):

@@ -1,0 +1,1 @@
+"""Files as Source and Sink, over the double and over the engine."""

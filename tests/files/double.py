@@ -152,7 +152,7 @@ class MemoryReader:
             chunk = self._chunks.get(extent.id)
             if chunk is None or hashlib.sha256(chunk).digest() != extent.id:
                 raise Damaged("A chunk's content is not what its id says.")
-            for i in range(extent.count):
+            for i in range(extent.repeats):
                 room = bytearray(chunk[extent.offset : extent.offset + extent.length])
                 yield extent.start + i * extent.length, memoryview(room)
                 room[:] = bytes(len(room))  # what was yielded is not valid any more

@@ -144,6 +144,8 @@ class FileSource:
             "include": [shown(pattern) for pattern in self._include],
             "exclude": [shown(pattern) for pattern in self._exclude],
             "entries": taking.entries,
+            "files": taking.files,
+            "size": taking.size,
             "unchanged": taking.unchanged,
             "mounts_left_out": [shown(path) for path in walk.mounts],
         }

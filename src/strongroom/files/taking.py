@@ -102,6 +102,7 @@ class _Unchanged:
         self.span = span
         self.files = kinds.count(_REGULAR)
         sizes = _SIZES.iter_unpack(keys)
+        self.size: int
         if self.files == len(kinds):
             self.size = sum([size for (size,) in sizes])
         else:

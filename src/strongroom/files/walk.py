@@ -194,8 +194,9 @@ class Walk:
     # -- up --------------------------------------------------------------------------------
 
     def _let_go(self, frame: _Frame) -> None:
-        os.close(frame.fd)
-        frame.fd = -1
+        if frame.fd >= 0:
+            os.close(frame.fd)
+            frame.fd = -1
 
     def _pop(self) -> None:
         child = self._stack.pop()
