@@ -258,6 +258,12 @@ def test_who_brings_a_key_brings_all_keys(write: Write) -> None:
     assert repository.passphrase is None
 
 
+def test_a_literal_secret_is_refused_also_where_another_one_counts(write: Write) -> None:
+    path = write('[repository]\npassphrase = "hunter2"\n')
+    with pytest.raises(ConfigFaults, match="literal secret"):
+        load(config=path, environ={"STRONGROOM_PASSPHRASE": "x"})
+
+
 def test_paths_of_a_file_are_relative_to_its_folder(write: Write, tmp_path: Path) -> None:
     path = write(
         '[repository]\nurl = "./repo"\nkey_file = "key"\n'

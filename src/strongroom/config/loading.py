@@ -90,6 +90,9 @@ def load(
     lines = Lines(text)
     merged = _rebase(_parse(path, text), os.path.dirname(os.path.abspath(path or ".")))
     origins: dict[Key, str] = {}
+    _, faults = build(merged)  # of the file alone: what lies over a fault does not mend it
+    if faults:
+        raise ConfigFaults([(_place(each.key, path, lines, {}), each.text) for each in faults])
     for layer in _layers(environ, overrides):
         _overlay(merged, origins, layer)
     configuration, faults = build(merged)

@@ -1,0 +1,210 @@
+"""The command as a person has it: a process, a home, a configuration, a vault.
+
+Rule: nothing of the program is imported to act; every test runs `strongroom` and
+looks at stdout, stderr, the exit status and the disk.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+STRONGROOM = str(Path(sys.executable).parent / "strongroom")
+PASSPHRASE = "correct horse battery staple"
+CONFIG = """\
+[repository]
+url = "{repository}"
+passphrase = "env:STRONGROOM_PASSPHRASE"
+
+[source.vault]
+type = "files"
+path = "{vault}"
+promise = {{ rpo = "24h", rto = "4h", keep = "30d" }}
+"""
+
+
+@dataclass
+class Done:
+    """A command that has ended."""
+
+    status: int
+    stdout: bytes
+    stderr: str
+
+    @property
+    def text(self) -> str:
+        return self.stdout.decode()
+
+    @property
+    def document(self) -> dict[str, Any]:
+        """The one JSON document on stdout."""
+        body: dict[str, Any] = json.loads(self.stdout)
+        assert body["version"] == 1
+        return body
+
+    @property
+    def events(self) -> list[dict[str, Any]]:
+        """JSON lines; the last must be of type result."""
+        bodies = [json.loads(line) for line in self.stdout.splitlines()]
+        assert all(body["version"] == 1 for body in bodies)
+        assert bodies[-1]["type"] == "result"
+        assert bodies[-1]["exit"] == self.status
+        assert [body["type"] for body in bodies].count("result") == 1
+        return bodies
+
+    @property
+    def result(self) -> dict[str, Any]:
+        return self.events[-1]
+
+    @property
+    def error_lines(self) -> list[str]:
+        """The four lines of the error; they are the last on stderr."""
+        lines = self.stderr.splitlines()[-4:]
+        assert lines[0].startswith("strongroom: "), self.stderr
+        assert lines[1].startswith("  means: ")
+        assert lines[2].startswith("  to do: ")
+        code, _, document = lines[3].strip().partition(" · ")
+        assert document == f"docs/reference/errors.md#{code}"
+        return lines
+
+    @property
+    def code(self) -> str:
+        return self.error_lines[3].split()[0]
+
+
+@dataclass
+class Desk:
+    """One person's machine: a home, a folder with strongroom.toml, an environment."""
+
+    root: Path
+    environ: dict[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.home, self.vault, self.repository = (
+            self.root / name for name in ("home", "vault", "repository")
+        )
+        self.config = self.root / "strongroom.toml"
+        for folder in (self.home, self.vault):
+            folder.mkdir(parents=True, exist_ok=True)
+        path = os.environ["PATH"]
+        self.environ = {
+            "HOME": str(self.home),
+            "PATH": path,
+            "LC_ALL": "C.UTF-8",
+            "TZ": "UTC",
+            "STRONGROOM_PASSPHRASE": PASSPHRASE,
+        }
+
+    def configure(self, text: str = CONFIG) -> None:
+        self.config.write_text(text.format(repository=self.repository, vault=self.vault))
+
+    def start(
+        self, *words: str | bytes, env: dict[str, str] | None = None, **options: Any
+    ) -> subprocess.Popen[bytes]:
+        return subprocess.Popen(
+            [STRONGROOM, *words],
+            cwd=options.pop("cwd", self.root),
+            env={**self.environ, **(env or {})},
+            stdin=options.pop("stdin", subprocess.DEVNULL),
+            stdout=options.pop("stdout", subprocess.PIPE),
+            stderr=subprocess.PIPE,
+            **options,
+        )
+
+    def run(
+        self,
+        *words: str | bytes,
+        status: int | None = 0,
+        env: dict[str, str] | None = None,
+        **options: Any,
+    ) -> Done:
+        """Run `strongroom` with these words; the exit status must be `status`."""
+        given = options.pop("given", None)
+        if given is not None:
+            options["stdin"] = subprocess.PIPE
+        process = self.start(*words, env=env, **options)
+        stdout, stderr = process.communicate(given, timeout=240)
+        done = Done(process.returncode, stdout or b"", stderr.decode())
+        if status is not None:
+            assert done.status == status, f"{words}: {done.status}\n{stdout!r}\n{done.stderr}"
+        if done.status not in (0, 10):
+            assert done.error_lines
+        return done
+
+
+@pytest.fixture
+def desk(tmp_path: Path) -> Desk:
+    """A machine with a configuration and an empty vault."""
+    desk = Desk(tmp_path)
+    desk.configure()
+    return desk
+
+
+@pytest.fixture
+def filled(desk: Desk) -> Desk:
+    """The same with some files in the vault and a repository."""
+    fill(desk.vault)
+    desk.run("init", "--kit", "kit.txt", "--quiet")
+    return desk
+
+
+def fill(vault: Path) -> None:
+    """A few files of the shapes that matter."""
+    for folder in ("audits", "ml_features/deep/er"):
+        (vault / folder).mkdir(parents=True)
+    for number in range(20):
+        (vault / f"audits/{number:02}.json").write_text(json.dumps({"number": number}))
+    (vault / "ml_features/deep/er/vector.bin").write_bytes(os.urandom(300_000))
+    (vault / "empty").touch()
+    (vault / "link").symlink_to("audits/00.json")
+    (vault / "audits/00.json").chmod(0o640)
+
+
+Tree = dict[str, tuple[int, bytes]]
+
+
+def tree_of(folder: Path) -> Tree:
+    """Every path below, with its mode and its content or target."""
+    found: Tree = {}
+    for parent, folders, files in os.walk(os.fsencode(folder)):
+        for name in folders + files:
+            path = os.path.join(parent, name)
+            facts = os.lstat(path)
+            if os.path.islink(path):
+                content = os.readlink(path)
+            elif os.path.isfile(path):
+                with open(path, "rb") as file:
+                    content = file.read()
+            else:
+                content = b""
+            relative = os.path.relpath(path, os.fsencode(folder))
+            found[os.fsdecode(relative)] = (facts.st_mode, content)
+    return found
+
+
+@pytest.fixture
+def as_nobody(desk: Desk) -> Callable[..., Done]:
+    """Run as a user without rights: root itself would read everything."""
+    if os.geteuid() != 0:
+        return desk.run
+    parents = [desk.root, *desk.root.parents]
+    for folder in parents[:-2]:
+        if not folder.stat().st_mode & 0o001:
+            folder.chmod(folder.stat().st_mode | 0o011)
+    nobody = 65534
+
+    def run(*words: str, **options: Any) -> Done:
+        for folder, folders, files in os.walk(desk.root):
+            for name in (".", *folders, *files):
+                os.chown(os.path.join(folder, name), nobody, nobody, follow_symlinks=False)
+        return desk.run(*words, user=nobody, group=nobody, extra_groups=[], **options)
+
+    return run
