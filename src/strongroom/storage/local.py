@@ -197,25 +197,27 @@ class LocalStorage:
 
     def _enter(self, folder: str, *, make: bool = False) -> int:
         """Open `folder` part by part, never through a link; the caller closes what is returned."""
-        here = os.open(".", _DIRECTORY, dir_fd=self._open_root())
-        walked = ""
+        root = self._open_root()
+        if not folder:
+            return os.open(".", _DIRECTORY, dir_fd=root)
+        here, walked = root, ""
         try:
-            for part in folder.split("/") if folder else ():
+            for part in folder.split("/"):
                 below = _open_below(here, part, make=make)
+                above, here = here, below
                 walked = f"{walked}/{part}"
-                # Whoever made it may not have come to its fsync yet, so the first put of
-                # this process into a directory makes that directory's own entry durable.
-                if make and walked not in self._settled:
-                    try:
-                        os.fsync(here)
-                    except BaseException:
-                        os.close(below)
-                        raise
-                    self._settled.add(walked)
-                os.close(here)
-                here = below
+                try:
+                    # Whoever made it may not have come to its fsync yet, so the first put of
+                    # this process into a directory makes that directory's own entry durable.
+                    if make and walked not in self._settled:
+                        os.fsync(above)
+                        self._settled.add(walked)
+                finally:
+                    if above != root:
+                        os.close(above)
         except BaseException:
-            os.close(here)
+            if here != root:
+                os.close(here)
             raise
         return here
 
@@ -237,8 +239,10 @@ class LocalStorage:
                         # As "a-b" sorts before "a/b", a directory is sorted with its slash.
                         found.append((entry.name + "/", (name, "")))
                         continue
-                    with contextlib.suppress(FileNotFoundError):  # deleted since
+                    try:
                         found.append((entry.name, _describe(name, entry)))
+                    except FileNotFoundError:
+                        continue  # deleted since
         finally:
             os.close(directory)
         return found
