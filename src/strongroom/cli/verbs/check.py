@@ -17,7 +17,7 @@ from strongroom.rules.sizes import parse_size, show_size
 if TYPE_CHECKING:
     from strongroom.repository.check import Finding, Report
 
-_FILES_SHOWN = 10
+_FILES_SHOWN, FILES_NAMED = 10, 1000
 _STRUCTURE, _EVERYTHING = 1, 3
 _DEFAULT = Everywhere()
 
@@ -55,7 +55,8 @@ def check(
                 seconds=seconds,
                 state=os.path.join(desk.cache_dir, name),
             )
-    desk.output.lines(_lines(report, read_data))
+    shown = FILES_NAMED if desk.flags.verbose else _FILES_SHOWN
+    desk.output.lines(_lines(report, read_data, shown))
     return desk.output.finish("check", _body(report), _verdict(report))
 
 
@@ -96,16 +97,16 @@ def _verdict(report: Report) -> Damaged | None:
     )
 
 
-def _lines(report: Report, read_data: bool) -> list[str]:
+def _lines(report: Report, read_data: bool, shown: int) -> list[str]:
     lines = []
     for finding in report.findings:
         lines.append(f"damaged: {show_name(finding.object)}: {show_text(finding.reason)}")
         for snapshot in finding.snapshots:
             files = finding.files.get(snapshot, [])
             lines.append(f"  backup {snapshot[:ID_SHOWN]}" + (":" if files else ""))
-            lines += [f"    {show_name(path)}" for path in files[:_FILES_SHOWN]]
-            if len(files) > _FILES_SHOWN:
-                lines.append(f"    and {len(files) - _FILES_SHOWN} more")
+            lines += [f"    {show_name(path)}" for path in files[:shown]]
+            if len(files) > shown:
+                lines.append(f"    and {len(files) - shown} more (-v names them)")
     lines += [f"note: {show_text(note)}" for note in report.notes]
     read = f", {report.packs_read} packs read ({show_size(report.bytes_read)})" if read_data else ""
     left = f", {report.packs_left} left for the next time" if report.packs_left else ""
