@@ -23,6 +23,7 @@ import fcntl
 import os
 import stat as modes
 import struct
+import weakref
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import accumulate
@@ -267,6 +268,8 @@ class ThisRun:
             os.close(fd)
             raise
         self._fd = fd
+        # A run that is never settled is let go of like any object, and leaves nothing behind.
+        self._end = weakref.finalize(self, _throw_away, fd, self._new)
 
     @property
     def _new(self) -> bytes:
@@ -317,16 +320,15 @@ class ThisRun:
         except OSError as fault:
             self._fail(fault)
             return
+        self._end.detach()
         os.close(self._fd)
         self._fd = -1
 
     def discard(self) -> None:
         """Throw the new cache away, if it has not replaced the old one."""
         if self._fd >= 0:
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(self._new)
-            os.close(self._fd)
             self._fd = -1
+            self._end()
 
     def _flush(self) -> None:
         paths, records, ids = self._lengths
@@ -352,3 +354,9 @@ class ThisRun:
     def _fail(self, fault: OSError) -> None:
         self.fault = f"the change cache was not written: {fault.strerror}"
         self.discard()
+
+
+def _throw_away(fd: int, path: bytes) -> None:
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(path)
+    os.close(fd)

@@ -12,8 +12,10 @@ import errno
 import os
 import secrets
 import stat as modes
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 
+from strongroom.errors import Damaged
+from strongroom.format.content import WHOLE
 from strongroom.format.tree import Entry, Kind
 
 _NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NOCTTY
@@ -63,17 +65,13 @@ class Placing:
         """Write a file of any size with its holes. OSError; `pieces` may raise: nothing stays."""
         name, scratch = _name(entry), scratch_name()
         fd = os.open(scratch, _NEW, 0o600, dir_fd=parent)
-        try:
+        with _cleared(parent, scratch):
             try:
-                _pour(fd, pieces, entry.size)
+                _pour(fd, pieces, entry)
                 self.set_open(fd, entry)
             finally:
                 os.close(fd)
             self._settle(parent, scratch, name)
-        except BaseException:
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(scratch, dir_fd=parent)
-            raise
 
     def other(self, parent: int, entry: Entry) -> None:
         """Make a symlink, FIFO, socket or device. OSError."""
@@ -85,8 +83,9 @@ class Placing:
                 raise
             scratch = scratch_name()
             _make(parent, scratch, entry)
-            self._set_named(parent, scratch, entry)
-            self._settle(parent, scratch, name)
+            with _cleared(parent, scratch):
+                self._set_named(parent, scratch, entry)
+                self._settle(parent, scratch, name)
         else:
             self._set_named(parent, name, entry)
 
@@ -103,7 +102,8 @@ class Placing:
                     raise
                 scratch = scratch_name()
                 _link(at, first, parent, scratch)
-                self._settle(parent, scratch, name)
+                with _cleared(parent, scratch):
+                    self._settle(parent, scratch, name)
         except OSError as fault:
             if fault.errno in _NO_LINKS:
                 return False
@@ -196,16 +196,29 @@ def _make(parent: int, name: bytes, entry: Entry) -> None:
         os.mknod(name, _NODES[entry.kind] | 0o600, entry.rdev, dir_fd=parent)
 
 
-def _pour(fd: int, pieces: Pieces, size: int) -> None:
+@contextlib.contextmanager
+def _cleared(parent: int, scratch: bytes) -> Iterator[None]:
+    """Remove what has only a scratch name, if it does not get its own."""
+    try:
+        yield
+    except BaseException:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(scratch, dir_fd=parent)
+        raise
+
+
+def _pour(fd: int, pieces: Pieces, entry: Entry) -> None:
     """Write the pieces where they belong; what they do not cover stays a hole."""
-    end = 0
+    end = total = 0
     for offset, piece in pieces:
-        if offset < end or offset + len(piece) > size:
+        if offset < end or offset + len(piece) > entry.size:
             raise ValueError("a piece reaches outside its file")
         rest, at = piece, offset
         while rest:
             put = os.pwrite(fd, rest, at)
             rest, at = rest[put:], at + put
-        end = at
-    if end < size:
-        os.ftruncate(fd, size)
+        end, total = at, total + len(piece)
+    if entry.content[:1] == WHOLE and total != entry.size:
+        raise Damaged("its chunk is not as long as the file.")
+    if end < entry.size:
+        os.ftruncate(fd, entry.size)
