@@ -11,6 +11,8 @@ import time
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from files.conftest import Vault, unprivileged
 from files.double import MemoryReader, MemorySession
@@ -19,7 +21,7 @@ from strongroom.errors import NotFound, Refused
 from strongroom.files import reading, taking
 from strongroom.files.change_cache import MARGIN_NS
 from strongroom.files.reading import SMALL_FILE
-from strongroom.format.tree import Kind
+from strongroom.format.tree import Entry, Kind, encode_plain_file, encode_record
 from strongroom.progress import Silent
 
 
@@ -487,3 +489,12 @@ def test_attributes_that_cannot_be_read_are_told_every_time(vault: Vault, monkey
         assert [p.path for p in taken.problems] == [b"f"]
         assert "user.q" in taken.problems[0].reason
         assert session.read == 1
+
+
+@given(
+    st.integers(0, 0o7777), st.integers(0, 2**32 - 1), st.integers(-(2**63), 2**63 - 1),
+    st.integers(0, 2**64 - 1), st.binary(max_size=60),
+)  # fmt: skip
+def test_the_short_way_to_a_record_is_the_long_one(mode, owner, mtime, size, content) -> None:
+    fields = (mode, owner, owner, mtime, size, content)
+    assert encode_plain_file(*fields) == encode_record(Entry(b"f", Kind.FILE, *fields))

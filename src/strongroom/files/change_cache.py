@@ -244,6 +244,7 @@ class ThisRun:
         self._path, self._whose = path, whose
         self._fd = -1
         self._lengths: tuple[list[int], list[int], list[int]] = ([], [], [])
+        self._rows: list[tuple[bytes, bytes, bytes, bytes]] = []
         self._keys: list[bytes] = []
         self._blobs: tuple[list[bytes], list[bytes], list[bytes]] = ([], [], [])
         self._ids_size = self._entries = 0
@@ -277,27 +278,33 @@ class ThisRun:
 
     def add(self, path: bytes, key: bytes, record: bytes, ids: bytes) -> None:
         """Keep an entry; paths ascend."""
-        self._keys.append(key)
-        for lengths, blobs, part in zip(
-            self._lengths, self._blobs, (path, record, ids), strict=True
-        ):
-            lengths.append(len(part))
-            blobs.append(part)
-        self._added(len(ids))
+        self._rows.append((path, key, record, ids))
+        self._ids_size += len(ids)
+        if len(self._rows) >= BLOCK_ENTRIES or self._ids_size >= BLOCK_IDS:
+            self._flush()
 
     def add_span(self, span: Span) -> None:
         """Keep neighbours as they were kept before."""
+        self._settle_rows()
         lengths, keys, blobs = span.columns()
         self._keys.append(keys)
         for number in range(3):
             self._lengths[number].extend(lengths[number])
             self._blobs[number].append(blobs[number])
-        self._added(len(blobs[2]))
-
-    def _added(self, ids_size: int) -> None:
-        self._ids_size += ids_size
+        self._ids_size += len(blobs[2])
         if len(self._lengths[0]) >= BLOCK_ENTRIES or self._ids_size >= BLOCK_IDS:
             self._flush()
+
+    def _settle_rows(self) -> None:
+        """Turn the rows that were added one by one into columns."""
+        if not self._rows:
+            return
+        paths, keys, records, ids = zip(*self._rows, strict=True)
+        self._rows = []
+        self._keys += keys
+        for number, column in enumerate((paths, records, ids)):
+            self._lengths[number].extend(map(len, column))
+            self._blobs[number].extend(column)
 
     def finish(self, *, files: int, size: int) -> None:
         """Complete the new cache, beside the old one."""
@@ -331,6 +338,7 @@ class ThisRun:
             self._end()
 
     def _flush(self) -> None:
+        self._settle_rows()
         paths, records, ids = self._lengths
         count = len(paths)
         parts = [struct.pack(f"<{count}H", *paths)]

@@ -21,7 +21,7 @@ from strongroom.files.change_cache import Kept, LastRun, Span, ThisRun
 from strongroom.files.reading import SMALL_FILE, NotRegularError, read_stream
 from strongroom.files.walk import Run, open_below, reason
 from strongroom.format.content import whole
-from strongroom.format.tree import MAX_PATH, Entry, Kind
+from strongroom.format.tree import MAX_PATH, Entry, Kind, encode_plain_file
 from strongroom.kernel import (
     EXTRA_SIZE,
     KEY,
@@ -438,21 +438,16 @@ class Taking:
         packed = pending.packed
         mode, links, uid, gid, rdev, _, _, mtime, ctime = KEY.unpack_from(packed)
         kind = _KINDS[mode >> 12]
-        xattrs, complete = self._xattrs(pending) if pending.xattrs else ((), True)
-        entry = Entry(
-            pending.path,
-            kind,
-            mode & 0o7777,
-            uid,
-            gid,
-            mtime,
-            pending.size,
-            pending.content,
-            pending.target,
-            rdev if kind in _DEVICES else 0,
-            xattrs,
-        )
-        record = self._session.tree.add(entry)
+        facts = (mode & 0o7777, uid, gid, mtime, pending.size, pending.content)
+        complete = True
+        if kind is Kind.FILE and not pending.xattrs:
+            record = encode_plain_file(*facts)
+            self._session.tree.add_record(pending.path, record)
+        else:
+            xattrs, complete = self._xattrs(pending)
+            device = rdev if kind in _DEVICES else 0
+            entry = Entry(pending.path, kind, *facts, pending.target, device, xattrs)
+            record = self._session.tree.add(entry)
         self.entries += 1
         if not pending.steady:
             self.told(pending.path, _CHANGED)

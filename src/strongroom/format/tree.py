@@ -90,6 +90,13 @@ def encode_record(entry: Entry) -> bytes:
     return head + entry.content + tail
 
 
+def encode_plain_file(
+    mode: int, uid: int, gid: int, mtime_ns: int, size: int, content: bytes
+) -> bytes:
+    """Encode what `encode_record` would of a FILE without attributes: most entries are such."""
+    return _HEAD.pack(Kind.FILE, 0, mode, uid, gid, mtime_ns, size, len(content)) + content
+
+
 def decode_record(path: bytes, record: bytes) -> Entry:
     """Decode what `encode_record` made; ValueError when it is not that."""
     try:
