@@ -63,10 +63,10 @@ SELECT 'Campaign ' || n, (enum_range(NULL::campaign_status))[1 + n % 4],
 
 _CLIPS = """
 INSERT INTO clips (campaign_id, title, features, metadata, checksum, created)
-SELECT 1 + n % 2000, 'Clip ' || n || ' of the collection ' || n % 331,
+SELECT 1 + n %% 2000, 'Clip ' || n || ' of the collection ' || n %% 331,
        ARRAY(SELECT round(random()::numeric, 4)::real FROM generate_series(1, 48) WHERE n > 0),
-       jsonb_build_object('codec', (ARRAY['h264', 'av1', 'vp9'])[1 + n % 3], 'frames', n % 9000,
-                          'tags', jsonb_build_array('t' || n % 97, 't' || n % 89),
+       jsonb_build_object('codec', (ARRAY['h264', 'av1', 'vp9'])[1 + n %% 3], 'frames', n %% 9000,
+                          'tags', jsonb_build_array('t' || n %% 97, 't' || n %% 89),
                           'source', 'https://cdn.stakazo.example/clips/' || n || '/master.m3u8'),
        sha256(n::text::bytea),
        timestamptz '2026-01-01 00:00+00' + n * interval '97 seconds'

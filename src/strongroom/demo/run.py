@@ -117,10 +117,10 @@ class Demo:
 
     def _back_up(self, source: str, day: str) -> None:
         result = self._command("backup", source, key=f"backup {source}, {day}")
-        snapshot = result["snapshot"]
+        snapshot = result["backups"][0]["snapshot"]
         figures = {name: int(snapshot[name]) for name in ("size", "new_size", "stored")}
         self.verdict.backups[f"{source}, {day}"] = figures
-        kept = figures["size"] - figures["new_size"]
+        kept = max(0, figures["size"] - figures["new_size"])
         self._say(
             f"    {_mb(figures['size'])} in the source, {_mb(figures['new_size'])} new,"
             f" {_mb(figures['stored'])} stored; deduplication saved {_mb(kept)}"
@@ -150,7 +150,7 @@ class Demo:
         self._say(f"$ strongroom {' '.join(words)}")
         began = time.monotonic()
         process = subprocess.run(
-            [sys.executable, "-m", "strongroom.cli.main", "--json", *words],
+            [sys.executable, "-m", "strongroom", "--json", *words],
             env=self._env,
             capture_output=True,
             check=False,
@@ -164,8 +164,7 @@ class Demo:
             )
         self.verdict.seconds[key or words[0]] = seconds
         self._say(f"    {seconds:.1f} s")
-        result: dict[str, Any] = json.loads(process.stdout.splitlines()[-1])
-        return result
+        return _result(process.stdout)
 
     @contextmanager
     def _timed(self, title: str, key: str) -> Iterator[None]:
@@ -218,6 +217,13 @@ def verify(verdict: Verdict) -> None:
             f"The restore differs from the source in {len(verdict.differences)} places.",
             do="This is a bug in Strongroom: please report it with the lines above.",
         )
+
+
+def _result(said: bytes) -> dict[str, Any]:
+    """The one document of a short command, or the last line of a long one."""
+    text = said if said.startswith(b"{\n") else said.splitlines()[-1]
+    result: dict[str, Any] = json.loads(text)
+    return result
 
 
 def _size(path: str) -> int:

@@ -49,8 +49,9 @@ from strongroom.storage.base import Storage
 WINDOW = 8 * 1024 * 1024
 INLINE_EXTENTS = 16
 _EXTENTS_MIN, _EXTENTS_MAX, _EXTENTS_MASK = 64, 1024, 0xFF
-_PAGE_MIN, _PAGE_MAX, _PAGE_BYTES = 64, 1024, 256 * 1024
-_PAGE_THRESHOLD = (1 << 32) // 192
+# About 256 entries a page; three quarters of the entries are spared the hash that may end one.
+_PAGE_MIN, _PAGE_MAX, _PAGE_BYTES = 192, 1024, 256 * 1024
+_PAGE_THRESHOLD = (1 << 32) // 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -542,11 +543,11 @@ class TreeWriter:
         self._last = path
         page = self._page
         page.append((path, record))
-        self._bytes += len(record)
+        self._bytes += len(path) + len(record)
         size = len(page)
-        if size >= _PAGE_MIN and (
-            size >= _PAGE_MAX or self._bytes >= _PAGE_BYTES or self._ends_page(path)
-        ):
+        # Long paths and attributes must not make a page longer than a frame may be.
+        full = size >= _PAGE_MAX or self._bytes >= _PAGE_BYTES
+        if full or (size >= _PAGE_MIN and self._ends_page(path)):
             self._close_page()
 
     def finish(self) -> Root:
@@ -572,12 +573,14 @@ class TreeWriter:
     def _index_level(
         self, rows: Sequence[tuple[bytes, int, bytes]]
     ) -> list[tuple[bytes, int, bytes]]:
-        above, group = [], []
+        above, group, size = [], [], 0
         for row in rows:
             group.append(row)
-            if len(group) >= _PAGE_MAX or (len(group) >= _PAGE_MIN and self._ends_page(row[2])):
+            size += len(row[2])
+            full = len(group) >= _PAGE_MAX or (len(group) > 1 and size >= _PAGE_BYTES)
+            if full or (len(group) >= _PAGE_MIN and self._ends_page(row[2])):
                 above.append(self._index_page(group))
-                group = []
+                group, size = [], 0
         if group:
             above.append(self._index_page(group))
         return above

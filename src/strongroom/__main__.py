@@ -1,0 +1,5 @@
+"""`python -m strongroom` is the command."""
+
+from strongroom.cli.main import main
+
+main()
