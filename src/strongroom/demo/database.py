@@ -114,7 +114,7 @@ def fill(connection: psycopg.Connection[Any], *, clips: int, runs: int, audits: 
         connection.execute(_SCHEMA)
         for month in range(1, 13):
             year, after = (2027, 1) if month == 12 else (2026, month + 1)
-            connection.execute(_PARTITION.format(month=month, year=year, after=after))  # type: ignore[arg-type]
+            connection.execute(_PARTITION.format(month=month, year=year, after=after))
         connection.execute(_CAMPAIGNS)
         connection.execute(_CLIPS, {"first": 1, "last": clips})
         connection.execute(_RUNS, {"count": runs})
@@ -132,7 +132,7 @@ def change(connection: psycopg.Connection[Any], *, clips: int) -> None:
         connection.execute("SELECT setseed(0.815)")
         newest = "SELECT id FROM clips ORDER BY id DESC LIMIT %(share)s"
         edit = f"UPDATE clips SET title = title || ' (edited)' WHERE id IN ({newest})"  # noqa: S608
-        connection.execute(edit, {"share": share})  # type: ignore[arg-type]
+        connection.execute(edit, {"share": share})
         connection.execute(_CLIPS, {"first": clips + 1, "last": clips + share})
         connection.execute("REFRESH MATERIALIZED VIEW clip_counts")
 
