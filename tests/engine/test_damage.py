@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 import pytest
 from blake3 import blake3
+
 from rooms import (
     committed,
     each,
@@ -20,7 +21,6 @@ from rooms import (
     take,
     writer_keys,
 )
-
 from strongroom.errors import Damaged, KeyRefused, ObjectMissing, StrongroomError
 from strongroom.format import content as contents
 from strongroom.format import keyset as keysets

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import pytest
+
 from reference_pruner import Pruner
 from rooms import DictSource, committed, each, fill, new_room, noise, open_room, restore, take
-
 from strongroom.errors import Overtaken
 from strongroom.format.tree import Entry, Kind
 from strongroom.operations.back_up import back_up

@@ -5,8 +5,8 @@ from __future__ import annotations
 import threading
 
 import pytest
-from rooms import QUIET, DictSource, committed, new_room, noise, open_room, restore, take
 
+from rooms import QUIET, DictSource, committed, new_room, noise, open_room, restore, take
 from strongroom.errors import Interrupted, StorageFull
 from strongroom.operations.back_up import back_up
 from strongroom.progress import Silent

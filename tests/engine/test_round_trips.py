@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from rooms import (
     DictSource,
     Sparse,
@@ -21,7 +22,6 @@ from rooms import (
     restore,
     take,
 )
-
 from strongroom.errors import Overtaken
 from strongroom.format import content as contents
 from strongroom.format.chunker import FixedChunker

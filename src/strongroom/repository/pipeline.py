@@ -26,6 +26,9 @@ from strongroom.format.segment import FRAME_ROW, Segment, SessionRow
 from strongroom.storage.base import Storage
 
 
+PACK_CHUNKS = 65_536  # a pack of tiny files is put early, so that its footer stays small
+
+
 @dataclass(frozen=True, slots=True)
 class Frame:
     """A frame to seal: its chunks one after the other, their ids and lengths."""
@@ -57,6 +60,7 @@ class _Filling:
 
     tree: bool
     size: int = 0
+    chunks: int = 0
     sealed: list[bytes] = field(default_factory=list)
     rows: list[tuple[int, bytes, Sequence[int]]] = field(default_factory=list)
 
@@ -170,7 +174,8 @@ class Pipeline:
             filling.sealed.append(sealed)
             filling.rows.append((frame.sequence, frame.ids, frame.lengths))
             filling.size += len(sealed)
-            full = filling.size >= self._pack_size
+            filling.chunks += len(frame.lengths)
+            full = filling.size >= self._pack_size or filling.chunks >= PACK_CHUNKS
             if full:
                 self._filling[frame.tree] = _Filling(frame.tree)
         if full:

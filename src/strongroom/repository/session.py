@@ -305,11 +305,13 @@ class WriteSession:
         # Frames that are not full stay behind: whoever filled them was stopped anywhere, with a
         # chunk half noted, or still runs in a thread of its own.
         # Where this fails, the mark stays open and the next run looks for packs without an index.
-        with contextlib.suppress(Exception):
-            self._finish_packs()
-            self._close("abandoned")
-        self._closed = True
-        self._pipeline.close()
+        try:
+            with contextlib.suppress(Exception):
+                self._finish_packs()
+                self._close("abandoned")
+        finally:
+            self._closed = True
+            self._pipeline.close()
 
     def _close(self, outcome: str) -> None:
         self._closed = True
