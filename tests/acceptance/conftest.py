@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import pty
 import shutil
 import subprocess
 import sys
@@ -189,6 +190,32 @@ def tree_of(folder: Path) -> Tree:
             relative = os.path.relpath(path, os.fsencode(folder))
             found[os.fsdecode(relative)] = (facts.st_mode, content)
     return found
+
+
+def on_terminal(desk: Desk, words: list[str], typed: list[bytes]) -> tuple[int, bytes]:
+    """Run on a pseudo terminal and type; return exit status and everything that was shown."""
+    environ = {**desk.environ, "TERM": "xterm"}
+    child, terminal = pty.fork()
+    if child == 0:
+        os.chdir(desk.root)
+        os.execve(STRONGROOM, [STRONGROOM, *words], environ)
+    shown = b""
+    for answer in typed:
+        asked = shown.count(b": ")
+        while shown.count(b": ") == asked:
+            shown += os.read(terminal, 4096)
+        os.write(terminal, answer)
+    while True:
+        try:
+            more = os.read(terminal, 4096)
+        except OSError:  # Linux says EIO when the other end is closed
+            break
+        if not more:
+            break
+        shown += more
+    _, status = os.waitpid(child, 0)
+    os.close(terminal)
+    return os.waitstatus_to_exitcode(status), shown
 
 
 @pytest.fixture

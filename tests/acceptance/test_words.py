@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import pty
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +11,7 @@ from pathlib import Path
 import pytest
 
 import strongroom
-from acceptance.conftest import STRONGROOM, Desk
+from acceptance.conftest import STRONGROOM, Desk, on_terminal
 from strongroom.cli.app import VERBS
 
 HEAVY = ("numpy", "psycopg", "rich", "obstore", "boto3", "cryptography", "blake3", "hypothesis")
@@ -261,6 +260,7 @@ def test_a_terminal_is_asked_and_shown_progress(desk: Desk) -> None:
     desk.config.write_text(
         '[repository]\nurl = "repository"\n[source.vault]\ntype = "files"\npath = "vault"\n'
     )
+    del desk.environ["STRONGROOM_PASSPHRASE"]
     secret = b"typed by hand\n"
     status, shown = on_terminal(desk, ["init", "--kit", "kit.txt"], [secret, secret])
     assert status == 0, shown
@@ -272,33 +272,6 @@ def test_a_terminal_is_asked_and_shown_progress(desk: Desk) -> None:
     assert b"vault: backup" in shown
     status, shown = on_terminal(desk, ["list"], [b"wrong\n"])
     assert status == 8, shown
-
-
-def on_terminal(desk: Desk, words: list[str], typed: list[bytes]) -> tuple[int, bytes]:
-    """Run on a pseudo terminal and type; return exit status and everything that was shown."""
-    environ = {**desk.environ, "TERM": "xterm"}
-    del environ["STRONGROOM_PASSPHRASE"]
-    child, terminal = pty.fork()
-    if child == 0:
-        os.chdir(desk.root)
-        os.execve(STRONGROOM, [STRONGROOM, *words], environ)
-    shown = b""
-    for answer in typed:
-        asked = shown.count(b": ")
-        while shown.count(b": ") == asked:
-            shown += os.read(terminal, 4096)
-        os.write(terminal, answer)
-    while True:
-        try:
-            more = os.read(terminal, 4096)
-        except OSError:  # Linux says EIO when the other end is closed
-            break
-        if not more:
-            break
-        shown += more
-    _, status = os.waitpid(child, 0)
-    os.close(terminal)
-    return os.waitstatus_to_exitcode(status), shown
 
 
 def test_the_command_stands_beside_its_python() -> None:

@@ -17,7 +17,6 @@ from strongroom.errors import Interrupted, StrongroomError, UsageError
 
 def main() -> NoReturn:
     """Run the command line of this process and exit with its status."""
-    convert_signals()
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     status = run(sys.argv[1:])
@@ -30,30 +29,27 @@ def main() -> NoReturn:
 
 def run(argv: list[str]) -> int:
     """Run a command line and return its exit status; errors are told, not raised."""
-    from strongroom.cli.flags import verb_first, wants  # noqa: PLC0415 -- after the handlers stand
-
-    argv = verb_first(argv)
-    output = Output(json=wants(argv, "--json"))
-    debug = bool(os.environ.get("STRONGROOM_DEBUG")) or wants(argv, "-vv", "-vvv")
     try:
+        convert_signals()
         return _call(argv)
     except BrokenPipeError:  # `| head` has seen enough
         _drop_stdout()
         return 0
     except StrongroomError as fault:
-        return _fail(output, argv, fault, debug=debug)
+        return _fail(argv, fault)
     except KeyboardInterrupt:
-        return _fail(output, argv, Interrupted("Stopped."), debug=debug)
+        return _fail(argv, Interrupted("Stopped."))
     except Exception as fault:
-        return _fail(output, argv, _unforeseen(fault), debug=debug)
+        return _fail(argv, _unforeseen(fault))
 
 
 def _call(argv: list[str]) -> int:
     from cyclopts import CycloptsError  # noqa: PLC0415 -- 0.1 s; signals are handled by now
 
     from strongroom.cli.app import build  # noqa: PLC0415
+    from strongroom.cli.flags import verb_first  # noqa: PLC0415
 
-    app = build()
+    app, argv = build(), verb_first(argv)
     if not argv:
         app.help_print([])
         return UsageError.exit_status
@@ -67,16 +63,18 @@ def _call(argv: list[str]) -> int:
     return int(status or 0)
 
 
-def _fail(output: Output, argv: list[str], fault: StrongroomError, *, debug: bool) -> int:
+def _fail(argv: list[str], fault: StrongroomError) -> int:
     from strongroom.cli.app import LONG  # noqa: PLC0415
+    from strongroom.cli.flags import verb_first, wants  # noqa: PLC0415
 
+    argv = verb_first(argv)
     verb = argv[0] if argv else ""
-    if debug:
+    if os.environ.get("STRONGROOM_DEBUG") or wants(argv, "-vv", "-vvv"):
         import traceback  # noqa: PLC0415
 
         traceback.print_exception(fault, file=sys.stderr)
     try:
-        output.error(fault, long=verb in LONG, verb=verb)
+        Output(json=wants(argv, "--json")).error(fault, long=verb in LONG, verb=verb)
     except BrokenPipeError:
         _drop_stdout()
     return fault.exit_status
