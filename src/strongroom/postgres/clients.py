@@ -8,7 +8,6 @@ vulnerability is named with its CVE and not used for the operations that the vul
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
@@ -111,29 +110,30 @@ class Clients:
         pg_restore cannot read it. Raises Refused, naming every candidate and why not.
         """
         least = max(server, archive)
-        candidates = sorted(
-            (item for item in self.installed if item.version[0] >= least),
-            key=lambda item: (item.version[0], -item.version[1]),
-        )
-        for item in candidates:
+        for item in self._candidates(least):
             if not faults(item.version, operation):
                 return Client(join(item.bindir, _PROGRAM[operation]), item.version)
-        raise self._refusal(operation, least, candidates)
+        raise self._refusal(operation, least)
 
     def passed_over(self, operation: Operation, *, server: int) -> list[str]:
-        """Name the versions that would fit but are not used, with the CVEs that touch them."""
-        return [
-            f"{_PROGRAM[operation]} {item.version[0]}.{item.version[1]}: "
-            + ", ".join(fault.id for fault in found)
-            for item in self.installed
-            if item.version[0] >= server and (found := faults(item.version, operation))
-        ]
+        """Name the versions that come before the chosen one, with the CVEs that rule them out."""
+        named = []
+        for item in self._candidates(server):
+            found = faults(item.version, operation)
+            if not found:
+                break
+            version = f"{_PROGRAM[operation]} {item.version[0]}.{item.version[1]}"
+            named.append(f"{version}: " + ", ".join(fault.id for fault in found))
+        return named
 
-    def _refusal(
-        self, operation: Operation, least: int, candidates: Sequence[Installation]
-    ) -> Refused:
+    def _candidates(self, least: int) -> list[Installation]:
+        """Same major first, then the next newer; of one major the newest minor first."""
+        fitting = [item for item in self.installed if item.version[0] >= least]
+        return sorted(fitting, key=lambda item: (item.version[0], -item.version[1]))
+
+    def _refusal(self, operation: Operation, least: int) -> Refused:
         program = _PROGRAM[operation]
-        if not candidates:
+        if not self._candidates(least):
             have = ", ".join(f"{a}.{b}" for a, b in sorted({i.version for i in self.installed}))
             what = (
                 f"No {program} of version {least} or newer is installed (found: {have or 'none'})."

@@ -25,7 +25,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from typing import TYPE_CHECKING, Any
 
 from strongroom.errors import DatabaseUnreachable, NotFound, Refused
@@ -101,6 +101,16 @@ def _is_wrapper(path: str) -> bool:
 
 def program_version(path: str) -> tuple[int, int] | None:
     """Ask a PostgreSQL program for its version; None when it does not answer like one."""
+    try:
+        here = os.stat(path)
+    except OSError:
+        return None
+    return _asked_version(path, here.st_ino, here.st_mtime_ns)
+
+
+@cache
+def _asked_version(path: str, inode: int, mtime_ns: int) -> tuple[int, int] | None:
+    """Ask once for each file: a process is started for it."""
     try:
         answer = subprocess.run(
             [path, "--version"],

@@ -61,7 +61,10 @@ def plan_streams(tables: Sequence[Table], *, jobs: int, large_objects: int = 0) 
     left = total - sum(t.size for t in alone)
     groups = _groups(rest, unit) if jobs > 1 and left > unit else []
     streams = [Stream("table", (t,), t.size) for t in alone]
-    streams += [Stream("group", group, sum(t.size for t in group)) for group in groups]
+    streams += [
+        Stream("group" if len(group) > 1 else "table", group, sum(t.size for t in group))
+        for group in groups
+    ]
     named = {t for stream in streams for t in stream.tables}
     main = tuple(t for t in tables if t not in named)
     streams.append(Stream("main", main, sum(t.size for t in main) + large_objects))

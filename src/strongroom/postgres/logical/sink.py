@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import os
 import queue
+import re
 import shutil
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
@@ -696,26 +697,28 @@ def _after(head: bytes, rest: Iterator[memoryview | bytes]) -> Iterator[memoryvi
     yield from rest
 
 
+_PART = re.compile(r'"((?:[^"]|"")+)"|([^".]+)')
+
+
 def _parse_table(text: str) -> tuple[str, str]:
-    parts, rest = [], text
-    while rest:
-        if rest.startswith('"'):
-            end = 1
-            while (end := rest.find('"', end)) >= 0 and rest[end : end + 2] == '""':
-                end += 2
-            if end < 0:
-                raise Refused(f"The quotes of table {text!r} do not match.")
-            parts.append(rest[1:end].replace('""', '"'))
-            rest = rest[end + 1 :]
-        else:
-            word, _, _ = rest.partition(".")
-            parts.append(word)
-            rest = rest[len(word) :]
-        if rest and not rest.startswith("."):
-            raise Refused(f'{text!r} is no table: write table, schema.table or "a"."b".')
-        rest = rest[1:]
-    if len(parts) == 1:
-        parts.insert(0, "public")
-    if len(parts) != 2 or not all(parts):
-        raise Refused(f'{text!r} is no table: write table, schema.table or "a"."b".')
+    parts, at = [], 0
+    while match := _PART.match(text, at):
+        parts.append(match[2] or match[1].replace('""', '"'))
+        at = match.end() + 1
+        if match.end() == len(text):
+            return _pair(["public", *parts] if len(parts) == 1 else parts, text)
+        if text[match.end()] != ".":
+            break
+    raise _no_table(text)
+
+
+def _pair(parts: Sequence[str], text: str) -> tuple[str, str]:
+    if len(parts) != 2:
+        raise _no_table(text)
     return parts[0], parts[1]
+
+
+def _no_table(text: str) -> Refused:
+    return Refused(
+        f"{text!r} is no table.", do='Write table, schema.table or "odd schema"."odd table".'
+    )

@@ -8,6 +8,7 @@ fails: nobody may be told that parts from two moments are one.
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -73,7 +74,11 @@ class HeldSnapshot:
 
     def interrupt(self) -> None:
         """End whatever the connection is doing, from another thread."""
-        self._connection.cancel_safe(timeout=5)
+        import psycopg  # noqa: PLC0415
+
+        # A server that is gone has nothing left to cancel; why it is gone is told elsewhere.
+        with contextlib.suppress(psycopg.Error):
+            self._connection.cancel_safe(timeout=5)
 
     def _take(self) -> None:
         self.server = server_facts(self._connection)

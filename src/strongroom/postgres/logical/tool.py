@@ -23,8 +23,8 @@ from strongroom.errors import (
     Interrupted,
     KeyRefused,
     Refused,
-    StorageFull,
     StrongroomError,
+    TargetFull,
 )
 from strongroom.postgres.server import Conninfo
 
@@ -212,11 +212,12 @@ _MEANINGS: tuple[tuple[str, type[StrongroomError], str | None], ...] = (
         "GRANT pg_read_all_data to the role that takes the backup.",
     ),
     (r"authentication failed|no password supplied|pg_hba\.conf", KeyRefused, None),
-    (r"No space left on device|could not extend file|disk full", StorageFull, None),
+    (r"No space left on device|could not extend file|disk full", TargetFull, None),
     (
         r"could not connect|connection to server|server closed the connection|terminating connection"
         r"|no connection to the server|SSL connection has been closed|recovery mode|shutting down"
-        r"|starting up|Connection refused|connection not open",
+        r"|starting up|Connection refused|connection not open"
+        r"|snapshot \"[^\"]*\" does not exist|invalid snapshot identifier",
         DatabaseUnreachable,
         None,
     ),
