@@ -11,6 +11,10 @@ from acceptance.conftest import Desk, on_terminal
 from strongroom.errors import StrongroomError
 from strongroom.postgres.embedded import EmbeddedServer
 
+pytestmark = pytest.mark.xdist_group(
+    "acceptance-postgres"
+)  # one worker: what it sets up is used by all
+
 CONFIG = """\
 [repository]
 url = "{repository}"

@@ -14,6 +14,10 @@ import strongroom
 from acceptance.conftest import STRONGROOM, Desk, on_terminal
 from strongroom.cli.app import VERBS
 
+pytestmark = pytest.mark.xdist_group(
+    "acceptance-words"
+)  # one worker: what it sets up is used by all
+
 HEAVY = ("numpy", "psycopg", "rich", "obstore", "boto3", "cryptography", "blake3", "hypothesis")
 
 
