@@ -111,5 +111,6 @@ def _keep() -> str:
 Print this page and keep it away from the machines that are backed up, best
 twice in two places (safe, notary, bank). Who holds it can read everything:
 treat it like the data. If it is lost or was seen, make a new one and remove
-the old key:   strongroom key kit     then     strongroom key remove
+the old key:   strongroom key add NAME --new-recovery-code
+                  then   strongroom key remove recovery-kit
 """
