@@ -35,7 +35,6 @@ class Skips:
     second_refs: bool = False  # p2 believes what p1 read
     fresh_index: bool = False  # p2 resolves refs through the index that p1 read
     tombstones: bool = False  # orphan refs are dropped although their writer may commit yet
-    restart_at_p2: bool = False  # a resumed generation carries out the plan it had made
 
 
 @dataclass
@@ -67,29 +66,26 @@ class Plan:
 
 
 class Pruner:
-    """One pruner; `plans` outlives a crash only for the mutant that wants it to."""
+    """One pruner."""
 
     def __init__(
         self,
         repository: Repository,
         *,
         skips: Skips = Skips(),
-        plans: dict[int, Plan] | None = None,
         forget_orphans: bool = True,
     ) -> None:
         self._storage = repository.storage
         self._catalogue: Catalogue = repository.catalogue
         self._now = repository.seams.now
         self._skips = skips
-        self._plans = plans if plans is not None else {}
         self._forget_orphans = forget_orphans
 
     def run(self) -> int:
         """Finish a generation that was begun, or begin one and finish it; return its number."""
         generation, condemned, done = self._generations()
-        plan = self._plans.get(generation) if self._skips.restart_at_p2 else None
         if generation and not done:
-            plan = plan or self._look(condemned, self._read_refs(), self._read_index())
+            plan = self._look(condemned, self._read_refs(), self._read_index())
         else:
             generation += 1
             refs = self._read_refs()
@@ -104,7 +100,6 @@ class Pruner:
             if not self._skips.fresh_index:
                 index = self._read_index()
             plan = self._look(condemned | mine, refs, index)
-        self._plans[generation] = plan
         self._carry_out(plan)
         self._catalogue.put_gc(f"gc/{generation:08d}.done", {})
         return generation

@@ -1,0 +1,248 @@
+"""Two real writers and the reference pruner on a tiny repository, and what must always hold.
+
+    before    S0 holds X and was expired; S1 lives; both lean on one pack, so that it is repacked
+    writers   back up X again, through operations.back_up, with every thread of the pipeline
+    pruner    condemns whatever no refs names, moves what lives, deletes the rest
+
+Rule: the invariant is asked of the storage itself, after every operation that could break it.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+import pytest
+from interleaving import Body, Choose, ScheduledStorage, Stage
+
+from reference_pruner import Pruner, Skips
+from rooms import (
+    Clock,
+    DictSource,
+    committed,
+    drawn,
+    new_room,
+    noise,
+    open_room,
+    reader_keys,
+    restore,
+    take,
+    writer_keys,
+)
+from strongroom.errors import Overtaken
+from strongroom.format import keyset as keysets
+from strongroom.format import record, segment
+from strongroom.format.keyset import Keyset
+from strongroom.operations.back_up import back_up
+from strongroom.progress import Silent
+from strongroom.repository import session as sessions
+from strongroom.repository.catalogue import Catalogue
+from strongroom.repository.check import Checker
+from strongroom.repository.repository import Repository
+from strongroom.storage.memory import MemoryStorage
+
+X, Z, Y = (noise(name, 700) for name in "xzy")
+HELD: Mapping[str, Mapping[bytes, bytes]] = {
+    "before": {b"a": X},
+    "kept": {b"a": Z},
+    "one": {b"a": X},
+    "two": {b"a": X, b"b": Y},
+    "late": {b"a": X, b"b": Z},
+}
+SOURCES = {"before": "vault", "kept": "vault", "one": "one", "two": "two", "late": "late"}
+NO_SKIPS = Skips()
+RESTARTS = 3  # what may be started anew in the place of actors that died
+
+
+class Broken(AssertionError):
+    """The invariant does not hold."""
+
+
+@functools.cache
+def start() -> dict[str, bytes]:
+    """The objects of the repository before anybody acts."""
+    storage = MemoryStorage()
+    room = new_room(storage, "start")
+    gone = run_backup(room, "before")
+    run_backup(room, "kept")
+    storage.delete([name for name in storage.objects if name.endswith(gone)])
+    return {name: data for name, data in storage.objects.items() if f"snapshots/{gone}" not in name}
+
+
+def run_backup(room: Repository, held: str) -> str:
+    """Back up what `held` names; return the name of its commit record."""
+    source = DictSource(SOURCES[held], HELD[held], facts={"of": "a test"})
+    return back_up(room, source, progress=Silent(), group="g", labels={"held": held}).snapshot.name
+
+
+@dataclass
+class World:
+    """One run's storage, actors and invariant. `bodies` name the actors: "one", "two", "prune"."""
+
+    bodies: tuple[str, ...] = ("one", "two", "prune")
+    skips: Skips = NO_SKIPS
+    forget_orphans: bool = True
+    storage: MemoryStorage = field(default_factory=lambda: MemoryStorage(start()))
+    restarts: int = 0
+    # What was found whole once need not be read again: equal storages restore equally.
+    seen: set[int] = field(default_factory=set)
+
+    def run(self, choose: Choose) -> Stage:
+        """Run once; Broken when the invariant fails at any moment or at the end."""
+        bodies = [self._body(name, number) for number, name in enumerate(self.bodies)]
+        stage = Stage(self.storage, bodies, after=self._after, again=self._again)
+        self._names = dict(enumerate(self.bodies))
+        try:
+            stage.run(choose)
+            self._end()
+        except Broken as broken:
+            lines = "\n".join(
+                f"{n} {self._names[n]} {v} {o} {f.name}" for n, v, o, f in stage.trace
+            )
+            raise Broken(f"{broken}\nafter\n{lines}") from None
+        return stage
+
+    def _body(self, name: str, number: int) -> Body:
+        def act(storage: ScheduledStorage) -> None:
+            keys = reader_keys() if name == "prune" else writer_keys()
+            room = open_room_of(storage, keys, seed=(name, number))
+            if name == "prune":
+                Pruner(room, skips=self.skips, forget_orphans=self.forget_orphans).run()
+                return
+            try:
+                run_backup(room, name)
+            except Overtaken:  # five times in a row: loud, and nothing was committed
+                return
+
+        return act
+
+    def _again(self, actor: int) -> Body | None:
+        """Whoever died is started again, as a new process."""
+        self.restarts += 1
+        if self.restarts > RESTARTS:
+            return None
+        name, number = self._names[actor], len(self._names)
+        self._names[number] = name
+        return self._body(name, number)
+
+    # -- what must hold ------------------------------------------------------------------------
+
+    def _after(self, verb: str, name: str) -> None:
+        """A committed snapshot can only lose something by its own commit, a delete or a new index."""
+        if verb == "delete" or (verb == "put" and name.startswith(("snapshots/", "index/"))):
+            self.assert_whole()
+
+    def assert_whole(self) -> None:
+        """Every frame that a committed snapshot relies on rests in a pack that is there."""
+        objects = self.storage.objects
+        there = {
+            bytes.fromhex(n.rsplit("/", 1)[-1]) for n in objects if n[:6] in ("packs/", "trees/")
+        }
+        rests: set[tuple[str, int]] = set()
+        parts = {n: index_rows(n, d) for n, d in objects.items() if n.startswith("index/")}
+        void = {old for _, replaces in parts.values() for old in replaces}
+        for name, (rows, _) in parts.items():
+            if name not in void:
+                rests |= {key for key, pack in rows if pack in there}
+        for name, data in objects.items():
+            if name.startswith("snapshots/") and is_snapshot(name, data):
+                source, snapshot = name.split("/")[1], name.rsplit("-", 1)[-1]
+                refs = objects.get(f"refs/{source}/{snapshot}")
+                if refs is None:
+                    raise Broken(f"{name} is committed and has no refs")
+                lacking = relied(f"refs/{source}/{snapshot}", refs) - rests
+                if lacking:
+                    raise Broken(f"{name} lacks {sorted(lacking)}")
+
+    def _end(self) -> None:
+        """Everything restores, byte for byte; so it does after one more prune and backup of all."""
+        self.assert_whole()
+        state = hash(frozenset(self.storage.objects.items()))
+        if state in self.seen:
+            return
+        self.assert_restores()
+        for number in range(2):
+            Pruner(open_room(self.storage, ("last prune", number))).run()
+            self.assert_restores()
+        run_backup(open_room(self.storage, "late"), "late")
+        self.assert_restores()
+        self.assert_checked()
+        self.seen.add(state)
+
+    def assert_restores(self) -> None:
+        """Read every snapshot through the real read path."""
+        room = open_room_of(self.storage, reader_keys(), seed="read")
+        for snapshot in committed(room):
+            expected = HELD[snapshot.labels["held"]]
+            try:
+                found = restore(room, snapshot)
+            except Exception as fault:
+                raise Broken(f"{snapshot.name} does not restore: {fault}") from None
+            if found != expected:
+                raise Broken(f"{snapshot.name} restores to something else")
+
+    def assert_checked(self) -> None:
+        """`check` has nothing to say."""
+        report = Checker(open_room(self.storage, "check"), progress=Silent()).run(3)
+        if report.findings:
+            raise Broken(str(report.findings))
+
+
+def open_room_of(storage: object, keys: Keyset, *, seed: object) -> Repository:
+    """Open without reading strongroom.json, which nobody changes here."""
+    room = open_room(MemoryStorage(start()), seed, keyset=keys, clock=Clock())
+    room.storage = storage  # type: ignore[assignment]
+    room.catalogue = Catalogue(storage, keys, random=room.seams.random)  # type: ignore[arg-type]
+    return room
+
+
+@functools.cache
+def records() -> record.RecordKey:
+    return record.RecordKey(reader_keys().repository, reader_keys().catalogue_key)
+
+
+@functools.lru_cache(4096)
+def index_rows(name: str, data: bytes) -> tuple[list[tuple[tuple[str, int], bytes]], list[str]]:
+    """(session, sequence) and pack of every frame row, and what the segment replaces."""
+    rows = segment.decode(records().open(data, name, record.INDEX)[1])
+    listed = [
+        ((rows.sessions[row["session"]].id.hex(), int(row["sequence"])), rows.packs[row["pack"]][1])
+        for row in rows.frames
+    ]
+    return listed, rows.replaces
+
+
+@functools.lru_cache(4096)
+def is_snapshot(name: str, data: bytes) -> bool:
+    return records().open(data, name, record.SNAPSHOT, record.TOMBSTONE)[0] == record.SNAPSHOT
+
+
+@functools.lru_cache(4096)
+def relied(name: str, data: bytes) -> set[tuple[str, int]]:
+    """The frames that a refs names."""
+    frames = Catalogue(MemoryStorage({name: data}), reader_keys(), random=drawn(0)).open_refs(name)
+    return {
+        (session, number)
+        for session, held in frames.frames.items()
+        for first, after in held
+        for number in range(first, after)
+    }
+
+
+def make_repeatable(patch: pytest.MonkeyPatch) -> None:
+    """HPKE draws its own randomness: seal each session's key once, so that names are the same."""
+    seal = keysets.seal_session_key
+    kept: dict[tuple[bytes, bytes], bytes] = {}
+
+    def sealing(keyset: Keyset, session: bytes, key: bytes) -> bytes:
+        if (session, key) not in kept:
+            kept[session, key] = seal(keyset, session, key)
+        return kept[session, key]
+
+    patch.setattr(keysets, "seal_session_key", sealing)
+    patch.setattr(sessions, "WINDOW", 64 * 1024)
+
+
+Mutate = Callable[[pytest.MonkeyPatch], None]
+__all__ = ["Broken", "World", "make_repeatable", "take"]

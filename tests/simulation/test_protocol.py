@@ -1,0 +1,223 @@
+"""The commit protocol, model-checked on the real write path; and the checker is checked.
+
+Sampled here; every order with two preemptions, deaths at every step and many random orders are
+behind the `sweep` marker.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator
+
+import pytest
+from interleaving import Choose, Fate, Stage, Turn, at_random, explore, following
+from protocol import Broken, World, make_repeatable
+
+from reference_pruner import Skips
+from strongroom.repository.catalogue import Catalogue, Refs, Snapshot
+from strongroom.repository.index import Index
+from strongroom.repository.session import WriteSession
+from strongroom.storage.base import Buffer
+from strongroom.storage.memory import MemoryStorage
+
+
+@pytest.fixture(autouse=True)
+def repeatable(monkeypatch: pytest.MonkeyPatch) -> None:
+    make_repeatable(monkeypatch)
+
+
+class Worlds:
+    """Runs worlds that share what was found whole; counts them."""
+
+    def __init__(self, **how: object) -> None:
+        self._how, self._seen = how, set[int]()
+        self.runs = 0
+
+    def __call__(self, choose: Choose) -> Stage:
+        self.runs += 1
+        return World(seen=self._seen, **self._how).run(choose)  # type: ignore[arg-type]
+
+    @property
+    def ends(self) -> int:
+        return len(self._seen)
+
+
+def test_every_order_with_one_preemption() -> None:
+    worlds = Worlds()
+    for _ in explore(worlds, preemptions=1):
+        continue
+    assert worlds.runs > 250
+    assert worlds.ends > 40
+
+
+def test_a_run_is_repeated_exactly() -> None:
+    """Same turns, same trace, same bytes (I10)."""
+    choose = [at_random(7, switching=0.5, dying=0.02, deaths=2) for _ in range(2)]
+    first, second = (Worlds()(one) for one in choose)
+    assert first.trace == second.trace
+    assert first.storage.objects == second.storage.objects
+
+
+@pytest.mark.parametrize("seed", range(0, 120, 10))
+def test_random_orders_with_deaths(seed: int) -> None:
+    worlds = Worlds()
+    for number in range(seed, seed + 10):
+        worlds(at_random(number, switching=0.4, dying=0.02, deaths=3))
+
+
+def test_orphans_may_be_left_for_later() -> None:
+    worlds = Worlds(forget_orphans=False)
+    for seed in range(30):
+        worlds(at_random(seed, switching=0.4, dying=0.02, deaths=3))
+
+
+@pytest.mark.parametrize("actor", [0, 2])
+def test_one_dies_at_every_step_and_is_started_again(actor: int) -> None:
+    """Alone with the others behind it: crashes of a writer and of the pruner, at each operation."""
+    worlds = Worlds(bodies=("one", "prune", "two") if actor == 0 else ("prune", "one", "two"))
+    steps = sum(turn.actor == 0 for turn in worlds(following([])).turns)
+    for step, fate in itertools.product(range(steps), (Fate.DIE_BEFORE, Fate.DIE_AFTER)):
+        worlds(following([Turn(0)] * step + [Turn(0, fate)]))
+    assert worlds.runs == 1 + 2 * steps > 15
+
+
+# -- does the checker notice? ------------------------------------------------------------------
+
+
+def without_w5(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(WriteSession, "_look_again", lambda self: None)
+
+
+def without_w2(patch: pytest.MonkeyPatch) -> None:
+    """Condemned packs are dedup targets like any other."""
+    load = Catalogue.load_index
+
+    def load_all(self: Catalogue, group: str, *, condemned: frozenset[bytes]) -> Index:
+        del condemned
+        return load(self, group, condemned=frozenset())
+
+    patch.setattr(Catalogue, "load_index", load_all)
+
+
+def look_before_announcing(patch: pytest.MonkeyPatch) -> None:
+    """w5 before w4."""
+    put, look = Catalogue.put_refs, WriteSession._look_again
+    pending: dict[int, tuple[Refs, str]] = {}
+
+    def put_later(self: Catalogue, refs: Refs, source: str) -> None:
+        pending[id(self)] = refs, source
+
+    def look_and_put(self: WriteSession) -> None:
+        look(self)
+        put(self._catalogue, *pending.pop(id(self._catalogue)))
+
+    patch.setattr(Catalogue, "put_refs", put_later)
+    patch.setattr(WriteSession, "_look_again", look_and_put)
+
+
+def announce_after_commit(patch: pytest.MonkeyPatch) -> None:
+    """w4 after w6."""
+    put_refs, put_snapshot = Catalogue.put_refs, Catalogue.put_snapshot
+    pending: dict[int, tuple[Refs, str]] = {}
+
+    def put_later(self: Catalogue, refs: Refs, source: str) -> None:
+        pending[id(self)] = refs, source
+
+    def put_both(self: Catalogue, snapshot: Snapshot) -> None:
+        put_snapshot(self, snapshot)
+        put_refs(self, *pending.pop(id(self)))
+
+    patch.setattr(Catalogue, "put_refs", put_later)
+    patch.setattr(Catalogue, "put_snapshot", put_both)
+
+
+def commit_over_a_tombstone(patch: pytest.MonkeyPatch) -> None:
+    """w6 without put-if-absent."""
+    put = MemoryStorage.put
+
+    def overwrite(self: MemoryStorage, name: str, data: Buffer, *, if_absent: bool = False) -> None:
+        put(self, name, data, if_absent=if_absent and not name.startswith("snapshots/"))
+
+    patch.setattr(MemoryStorage, "put", overwrite)
+
+
+def index_after_announcing(patch: pytest.MonkeyPatch) -> None:
+    """w3's index after w6: a snapshot that nobody finds the frames of."""
+    put, commit = WriteSession._put_index, Catalogue.put_snapshot
+    pending: dict[int, WriteSession] = {}
+
+    def put_later(self: WriteSession) -> None:
+        pending[id(self._catalogue)] = self
+
+    def commit_and_put(self: Catalogue, snapshot: Snapshot) -> None:
+        commit(self, snapshot)
+        put(pending.pop(id(self)))
+
+    patch.setattr(WriteSession, "_put_index", put_later)
+    patch.setattr(Catalogue, "put_snapshot", commit_and_put)
+
+
+def nothing(patch: pytest.MonkeyPatch) -> None:
+    del patch
+
+
+Mutate = Callable[[pytest.MonkeyPatch], None]
+MUTANTS: dict[str, tuple[Mutate, Skips]] = {
+    "without w5": (without_w5, Skips()),
+    "dedup against condemned packs": (without_w2, Skips()),
+    "look before announcing": (look_before_announcing, Skips()),
+    "announce after commit": (announce_after_commit, Skips()),
+    "commit over a tombstone": (commit_over_a_tombstone, Skips()),
+    "index after commit": (index_after_announcing, Skips()),
+    "p2 does not read refs again": (nothing, Skips(second_refs=True)),
+    "p2 resolves refs by an old index": (nothing, Skips(fresh_index=True)),
+    "orphans are dropped without a tombstone": (nothing, Skips(tombstones=True)),
+}
+
+
+def orders(worlds: Callable[[Choose], Stage]) -> Iterator[Stage]:
+    """What a mutant is tried with: few preemptions first, then deaths, then at random."""
+    yield from explore(worlds, preemptions=1)
+    for seed in range(3000):
+        yield worlds(at_random(seed, switching=0.3, dying=0.03, deaths=2))
+
+
+@pytest.mark.parametrize("mutant", MUTANTS)
+def test_a_protocol_with_a_step_left_out_is_caught(
+    monkeypatch: pytest.MonkeyPatch, mutant: str
+) -> None:
+    mutate, skips = MUTANTS[mutant]
+    mutate(monkeypatch)
+    worlds = Worlds(skips=skips)
+    with pytest.raises(Broken):
+        for _ in orders(worlds):
+            continue
+    print(f"{mutant}: caught by order {worlds.runs}")
+
+
+# -- the whole ---------------------------------------------------------------------------------
+
+
+@pytest.mark.sweep
+def test_every_order_with_two_preemptions() -> None:
+    worlds = Worlds()
+    for _ in explore(worlds, preemptions=2):
+        continue
+    print(f"\n{worlds.runs} orders with two preemptions, {worlds.ends} different ends: all whole")
+
+
+@pytest.mark.sweep
+def test_every_death_with_one_preemption() -> None:
+    worlds = Worlds()
+    for _ in explore(worlds, preemptions=1, deaths=1):
+        continue
+    print(f"\n{worlds.runs} orders with a death, {worlds.ends} different ends: all whole")
+
+
+@pytest.mark.sweep
+@pytest.mark.parametrize("part", range(4))
+def test_many_random_orders(part: int) -> None:
+    worlds = Worlds(bodies=("one", "prune", "two", "prune"))
+    for seed in range(part * 2000, part * 2000 + 2000):
+        worlds(at_random(seed, switching=0.35, dying=0.02, deaths=4))
+    print(f"\n{worlds.runs} random orders, {worlds.ends} different ends: all whole")
