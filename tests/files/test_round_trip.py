@@ -10,6 +10,7 @@ import struct
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -102,7 +103,17 @@ def test_names_of_every_byte(vault: Vault, restore) -> None:
     same(vault.root, target)
 
 
-def test_a_path_of_4096_directories(vault: Vault, restore) -> None:
+@pytest.fixture
+def deep_room() -> Iterator[Path]:
+    """A place of its own, for pytest cannot clear away what is deeper than Python recurses."""
+    room = tempfile.mkdtemp()
+    yield Path(room)
+    subprocess.run(["rm", "-rf", "--", room], check=True)
+
+
+def test_a_path_of_4096_directories(deep_room: Path, restore) -> None:
+    vault = Vault(deep_room / "vault", deep_room / "cache")
+    vault.root.mkdir()
     fd = os.open(vault.root, os.O_RDONLY)
     for _ in range(DEEP):
         os.mkdir(b"d", dir_fd=fd)
@@ -115,12 +126,10 @@ def test_a_path_of_4096_directories(vault: Vault, restore) -> None:
     before = len(os.listdir("/proc/self/fd"))
     taken, session = vault.back_up()
     assert (taken.files, taken.facts["entries"], taken.problems) == (1, DEEP + 2, ())
-    target, outcome = restore(MemoryReader(session))
+    target, outcome = restore(MemoryReader(session), deep_room / "restored")
     assert outcome.problems == ()
     same(vault.root, target)
-    assert len(os.listdir("/proc/self/fd")) == before
-    for path in (vault.root, target):
-        subprocess.run(["rm", "-rf", "--", os.fspath(path)], check=True)
+    assert len(os.listdir("/proc/self/fd")) <= before
 
 
 def test_after_a_deep_path_the_walk_comes_back(vault: Vault, restore) -> None:

@@ -395,7 +395,7 @@ def test_few_descriptors_are_enough(vault: Vault, tmp_path: Path) -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
     assert outcome.problems == ()
     assert compare_trees(os.fsencode(vault.root), os.fsencode(target)) == []
-    assert len(os.listdir("/proc/self/fd")) == before
+    assert len(os.listdir("/proc/self/fd")) <= before
 
 
 def test_something_that_appears_in_the_target_meanwhile_is_told(vault: Vault, tmp_path) -> None:

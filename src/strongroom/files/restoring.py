@@ -34,6 +34,7 @@ BATCHES_AHEAD = 4
 WRITERS = 2
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
+_GOOD = (DONE, 0)
 _FACTS = {OWNER: "owner", MODE: "mode", TIMES: "time"}
 _CONTENT = (Kind.FILE, Kind.STREAM)
 
@@ -139,9 +140,10 @@ class Restoring:
 
     def _place_file(self, entry: Entry, pieces: Pieces) -> None:
         if entry.size <= SMALL_FILE and not entry.xattrs:
+            # A piece is valid until the next one is taken, and the batch outlives it.
             gathered = [(offset, bytes(piece)) for offset, piece in pieces]
-            data = gathered[0][1] if len(gathered) == 1 and not gathered[0][0] else b""
-            if len(data) == entry.size:
+            offset, data = gathered[0] if gathered else (0, b"")
+            if not offset and len(data) == entry.size and len(gathered) < 2:
                 self._gather(entry, data)
                 return
             pieces = [(offset, memoryview(piece)) for offset, piece in gathered]
@@ -212,7 +214,12 @@ class Restoring:
         entries: list[Entry],
         results: list[tuple[int, int]],
     ) -> None:
-        size = files = 0
+        if results.count(_GOOD) == len(results):
+            size = sum([entry.size for entry in entries])
+            self.files += len(entries)
+            self.size += size
+            self._progress.advance(size=size, files=len(entries))
+            return
         for spec, entry, (step, code) in zip(specs, entries, results, strict=True):
             if step == OPEN and code == errno.EEXIST and self._replace:
                 self._place_again(fd, entry, spec[1])
@@ -223,11 +230,7 @@ class Restoring:
             if step != DONE:
                 why = f"its {_FACTS[step]} could not be set: {reason(code)}"
                 self.noted.fact(entry.path, why)
-            files += 1
-            size += entry.size
-        self.files += files
-        self.size += size
-        self._progress.advance(size=size, files=files)
+            self._written(entry)
 
     def _place_again(self, fd: int, entry: Entry, data: bytes | bytearray | memoryview) -> None:
         """Something of that name was there, and shall give way."""
