@@ -162,8 +162,8 @@ class Repository:
         raise ValueError("it does not authenticate")
 
     def snapshots(self):
-        """Yield the body of every committed snapshot that verifies, oldest first."""
-        for name in sorted(self.names("snapshots"), key=os.path.basename):
+        """Yield the body of every committed snapshot that verifies."""
+        for name in self.names("snapshots"):
             try:
                 kind, raw = self.record(self.read(name), name, b"snap", b"tomb")
                 if kind == b"tomb": continue
@@ -380,7 +380,7 @@ def main():
     options = parser.parse_args()
     if options.verb == "restore" and not options.dest: parser.error("restore SNAPSHOT DEST")
     repository = Repository(options.repository, *secret_of(options), options.repository_id)
-    found = list(repository.snapshots())
+    found = sorted(repository.snapshots(), key=lambda body: body["time"])
     if options.verb == "list":
         for body in found:
             print(*(shown(body[name]) for name in ("id", "time", "source", "kind", "files", "size")))
