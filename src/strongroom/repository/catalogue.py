@@ -13,6 +13,7 @@ name that has gone lists again.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -107,7 +108,9 @@ class Snapshot:
         fields["facts"], fields["facts_size"] = bytes.fromhex(facts), facts_size
         for moment in ("started", "time"):
             fields[moment] = datetime.fromisoformat(fields[moment])
-        return Snapshot(**fields)
+        # A later program may have signed more fields than this one knows.
+        known = {field.name for field in dataclasses.fields(Snapshot)}
+        return Snapshot(**{name: value for name, value in fields.items() if name in known})
 
 
 def snapshot_name(source: str, time: datetime, snapshot: str) -> str:
