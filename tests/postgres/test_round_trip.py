@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from typing import Any
 
@@ -467,3 +468,24 @@ def test_rows_that_are_missing_after_a_restore_are_noticed(
     with pytest.raises(Damaged, match="Sequence"):
         restore(server16, kept.snapshot, target)
     assert names_on(server16) == before
+
+
+def test_a_standby_is_a_source(server18: EmbeddedServer, databases: Databases) -> None:
+    sql = "CREATE TABLE t AS SELECT 1 AS a; CREATE UNLOGGED TABLE u AS SELECT 1 AS a"
+    with EmbeddedServer(server18.installation, durable=False) as standby:
+        with standby.connect() as connection:
+            connection.execute("CREATE DATABASE d")
+        with standby.connect("d") as connection:
+            connection.execute(sql)
+        standby.stop()
+        with open(os.path.join(standby.data_directory, "standby.signal"), "wb"):
+            pass
+        standby.start()
+        kept = DoubleKeeper().keep(source(standby, "d"))
+    facts = kept.snapshot.facts
+    assert facts["server"]["standby"] is True
+    assert [t["name"] for t in facts["databases"]["d"]["left_out"]] == ["u"]
+    target = databases.name(server18)
+    restore(server18, kept.snapshot, target)
+    with server18.connect(target) as connection:
+        assert connection.execute("SELECT a FROM t").fetchone() == (1,)

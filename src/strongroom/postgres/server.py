@@ -181,6 +181,15 @@ def connect(
     return connection
 
 
+def interrupt(connection: psycopg.Connection[Any]) -> None:
+    """End whatever a connection is doing, from another thread."""
+    import psycopg  # noqa: PLC0415
+
+    # A server that is gone has nothing left to cancel; why it is gone is told elsewhere.
+    with contextlib.suppress(psycopg.Error):
+        connection.cancel_safe(timeout=5)
+
+
 @contextlib.contextmanager
 def translated(conninfo: Conninfo) -> Iterator[None]:
     """Turn psycopg's errors into ours, once, at this edge."""

@@ -8,7 +8,6 @@ fails: nobody may be told that parts from two moments are one.
 
 from __future__ import annotations
 
-import contextlib
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -24,6 +23,7 @@ from strongroom.postgres.server import (
     ServerFacts,
     connect,
     database_facts,
+    interrupt,
     server_facts,
     translated,
 )
@@ -74,11 +74,7 @@ class HeldSnapshot:
 
     def interrupt(self) -> None:
         """End whatever the connection is doing, from another thread."""
-        import psycopg  # noqa: PLC0415
-
-        # A server that is gone has nothing left to cancel; why it is gone is told elsewhere.
-        with contextlib.suppress(psycopg.Error):
-            self._connection.cancel_safe(timeout=5)
+        interrupt(self._connection)
 
     def _take(self) -> None:
         self.server = server_facts(self._connection)

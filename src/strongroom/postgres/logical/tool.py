@@ -14,7 +14,7 @@ import re
 import signal
 import subprocess
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from types import TracebackType
 
 from strongroom.errors import (
@@ -39,6 +39,7 @@ class Family:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._children: set[Tool] = set()
+        self._cancels: list[Callable[[], None]] = []
         self._ended = False
 
     def add(self, child: Tool) -> None:
@@ -55,13 +56,26 @@ class Family:
         with self._lock:
             self._children.discard(child)
 
+    @contextlib.contextmanager
+    def watching(self, cancel: Callable[[], None]) -> Iterator[None]:
+        """Call `cancel` when the run is ended meanwhile: it stops a query of our own."""
+        with self._lock:
+            self._cancels.append(cancel)
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._cancels.remove(cancel)
+
     def end(self) -> None:
-        """Stop every child, and any that is still to come."""
+        """Stop every child and query, and any child that is still to come."""
         with self._lock:
             self._ended = True
-            children = list(self._children)
+            children, cancels = list(self._children), list(self._cancels)
         for child in children:
             child.kill()
+        for cancel in cancels:
+            cancel()
 
 
 class Tool:
