@@ -218,7 +218,7 @@ class Checker:
             and snapshot.id in self._refs
             and (missing := index.unknown(self._refs[snapshot.id].frames))
         }
-        if unindexed:
+        if unindexed or self._doubtful(name, index, len(segments)):
             known = {pack for _, pack in index.packs}
             found = list(footers(self._catalogue, known))
             index = Index([*segments, *found], condemned=self._condemned)
@@ -226,6 +226,16 @@ class Checker:
                 f"{len(found)} packs that no segment of {name} lists were looked into"
             )
         return _Group(index, np.zeros(index.frames, np.bool_), unindexed)
+
+    def _doubtful(self, name: str, index: Index, opened: int) -> bool:
+        """Might the index lack something that no refs can tell of?"""
+        snapshots = [snapshot for snapshot in self._snapshots if snapshot.group == name]
+        if any(snapshot.id not in self._refs for snapshot in snapshots):
+            return True
+        stored = sum(object_name.startswith(f"index/{name}/") for object_name in self._sizes)
+        # A frame that was moved has its chunk rows in another segment: is it there?
+        hollow = not np.bincount(index.frame, minlength=index.frames).all()
+        return opened < stored or hollow
 
     def _pack_sizes(self, report: Report) -> None:
         for group in self._groups.values():
