@@ -53,7 +53,7 @@ def initialise(
     now = seams.now()
     recovery_holder, code = recovery
     for label, holder in {**holders, "recovery-kit": recovery_holder}.items():
-        add_slot(storage, keyset, holder, label, now)
+        add_slot(storage, keyset, holder, label, now, left=left)
     identity = Identity(
         id=repository,
         created=now,

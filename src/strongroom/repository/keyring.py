@@ -20,7 +20,7 @@ from __future__ import annotations
 import base64
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, NamedTuple
@@ -115,15 +115,22 @@ def open_keyring(storage: Storage, holders: Sequence[KeyHolder], repository_id: 
 
 
 def add_slot(
-    storage: Storage, keyset: Keyset, holder: KeyHolder, label: str, now: datetime
+    storage: Storage,
+    keyset: Keyset,
+    holder: KeyHolder,
+    label: str,
+    now: datetime,
+    *,
+    left: Collection[str] = (),
 ) -> SlotInfo:
     """Wrap `keyset` for one more holder and store it; one put.
 
+    Objects named in `left` are what a crashed `init` left: they open nothing and do not count.
     AlreadyExists when the epoch has a slot of that label; Refused when there are as many slots of
     the kind as opening would try; ValueError for an unprintable label or a `now` without zone.
     """
     check_name(label)
-    _check_room(storage, keyset.epoch, holder.kind, label)
+    _check_room(storage, keyset.epoch, holder.kind, label, left)
     created = _iso(now)
     context = slot_context(keyset.repository, keyset.epoch, keyset.role, label, created)
     material = keyset.encode()
@@ -364,8 +371,8 @@ def _is_chosen(info: SlotInfo, chosen: str) -> bool:
     return info.label == chosen or info.slot.startswith(chosen)
 
 
-def _check_room(storage: Storage, epoch: int, kind: str, label: str) -> None:
-    slots = list_slots(storage)
+def _check_room(storage: Storage, epoch: int, kind: str, label: str, left: Collection[str]) -> None:
+    slots = [info for info in list_slots(storage) if info.name not in left]
     if any(info.label == label and info.epoch == epoch for info in slots):
         raise AlreadyExists(
             f"A key slot is labelled {label!r} already.",
