@@ -119,9 +119,11 @@ def open_repository(
     storage: Storage, holders: Sequence[KeyHolder], *, jobs: int | None = None
 ) -> Repository:
     """The open repository; NotFound when there is none, KeyRefused when nothing opens it."""
+    from strongroom import kernel  # noqa: PLC0415
     from strongroom.operations import opening  # noqa: PLC0415
     from strongroom.repository.session import Settings  # noqa: PLC0415
 
+    kernel.tune_allocator()
     workers = max(2, jobs or os.cpu_count() or 2)
     # Bigger packs where each object is a request, smaller ones where it is a file.
     pack = 16 if storage.url.startswith("/") or "://" not in storage.url else 48

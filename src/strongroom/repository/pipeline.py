@@ -25,7 +25,6 @@ from strongroom.format.record import FOOTER, RecordKey
 from strongroom.format.segment import FRAME_ROW, Segment, SessionRow
 from strongroom.storage.base import Storage
 
-
 PACK_CHUNKS = 65_536  # a pack of tiny files is put early, so that its footer stays small
 
 

@@ -41,7 +41,10 @@ GAP = 64 * 1024  # bytes between two frames that are rather read than asked for 
 RANGE = 4 * 1024 * 1024  # longest coalesced get: short enough that opening runs in parallel
 CACHED_FRAMES = 48 * 1024 * 1024
 
+_WHOLE = 1 + ID_SIZE
+
 Chunk = memoryview | StrongroomError
+Opened = bytes | dict[int, bytes]  # a frame's chunks, or only those that are wanted, by offset
 _SPOILED = "A chunk's content is not what its id says."
 
 
@@ -49,10 +52,11 @@ _SPOILED = "A chunk's content is not what its id says."
 class _Item:
     """Some of an entry's extents, in order; `ids` chunk ids to fetch for them."""
 
-    entry: Entry | None
+    entry: Entry
     first: bool
     extents: Sequence[Extent]
     fault: StrongroomError | None = None
+    whole: bool = False  # one chunk is the entry's whole content
 
 
 class ChunkReader:
@@ -123,17 +127,17 @@ class ChunkReader:
 
     def _open_run(
         self, kind: bytes, run: Sequence[tuple[int, Place]], wanted: _Wanted
-    ) -> dict[int, bytes | StrongroomError]:
+    ) -> dict[int, Opened | StrongroomError]:
         """Get a run of neighbouring frames and open and verify each."""
-        result: dict[int, bytes | StrongroomError] = {}
+        result: dict[int, Opened | StrongroomError] = {}
         missing = []
         for row, place in run:
             cached = self._cache_get(place)
             if cached is None:
                 missing.append((row, place))
             else:
-                result[row] = cached
                 self._verify(kind, cached, row, wanted)
+                result[row] = _hold(cached, wanted.needs[row])
         if not missing:
             return result
         first, last = missing[0][1], missing[-1][1]
@@ -156,11 +160,11 @@ class ChunkReader:
         frames: Sequence[tuple[int, Place]],
         wanted: _Wanted,
         fault: ObjectMissing,
-    ) -> dict[int, bytes | StrongroomError]:
+    ) -> dict[int, Opened | StrongroomError]:
         """A prune may have moved frames since the index was read: look once more."""
         with self._lock:
             self._index = index = self._load_index()
-        result: dict[int, bytes | StrongroomError] = {}
+        result: dict[int, Opened | StrongroomError] = {}
         for row, place in frames:
             result[row] = fault
             now = index.frame_row(place.session, place.sequence)
@@ -177,7 +181,7 @@ class ChunkReader:
 
     def _open(
         self, kind: bytes, sealed: memoryview, place: Place, row: int, wanted: _Wanted
-    ) -> bytes | StrongroomError:
+    ) -> Opened | StrongroomError:
         try:
             plain = self._opener(place).open(sealed, place.sequence)
         except StrongroomError as fault:
@@ -189,7 +193,7 @@ class ChunkReader:
             )
         self._verify(kind, plain, row, wanted)
         self._cache_put(place, plain)
-        return plain
+        return _hold(plain, wanted.needs[row])
 
     def _verify(self, kind: bytes, plain: bytes, row: int, wanted: _Wanted) -> None:
         """Recompute the ids of the chunks that are wanted from a frame."""
@@ -204,27 +208,25 @@ class ChunkReader:
         kind: bytes,
         ids: Sequence[bytes],
         wanted: _Wanted,
-        jobs: Sequence[Future[dict[int, bytes | StrongroomError]]],
+        jobs: Sequence[Future[dict[int, Opened | StrongroomError]]],
     ) -> list[Chunk]:
-        frames: dict[int, bytes | StrongroomError] = {}
+        frames: dict[int, Opened | StrongroomError] = {}
         for job in jobs:
             frames.update(job.result())
-        views = {
-            row: memoryview(plain) if isinstance(plain, bytes) else plain
-            for row, plain in frames.items()
-        }
         chunks: list[Chunk] = []
         for chunk_id, place in zip(ids, wanted.places, strict=True):
             if place is None:
                 chunks.append(Damaged(f"The chunk {chunk_id.hex()} is not in the index."))
                 continue
             row, offset, length = place
-            view = views[row]
-            if isinstance(view, memoryview) and chunk_id not in wanted.spoiled:
-                chunks.append(view[offset : offset + length])
-                continue
-            fault = Damaged(_SPOILED) if isinstance(view, memoryview) else view
-            chunks.append(self._elsewhere(kind, chunk_id, wanted.frames[row], fault))
+            opened = frames[row]
+            if isinstance(opened, StrongroomError):
+                chunks.append(self._elsewhere(kind, chunk_id, wanted.frames[row], opened))
+            elif chunk_id in wanted.spoiled:
+                spoiled = Damaged(_SPOILED)
+                chunks.append(self._elsewhere(kind, chunk_id, wanted.frames[row], spoiled))
+            else:
+                chunks.append(_cut(opened, offset, length))
         return chunks
 
     def _elsewhere(
@@ -241,8 +243,8 @@ class ChunkReader:
                 continue
             wanted = _Wanted(index, [chunk_id], np.array([row]))
             plain = self._open_run(kind, [(int(frame), place)], wanted)[int(frame)]
-            if isinstance(plain, bytes) and not wanted.spoiled:
-                return memoryview(plain)[int(offset) : int(offset) + int(length)]
+            if not isinstance(plain, StrongroomError) and not wanted.spoiled:
+                return _cut(plain, int(offset), int(length))
         return fault
 
     # -- keys and cache --------------------------------------------------------------------
@@ -303,6 +305,22 @@ class _Wanted:
                 self.needs[row] = []
             self.needs[row].append((ids[number], offset, length))
             self.places[number] = (row, offset, length)
+
+
+def _hold(plain: bytes, needs: Sequence[_Need]) -> Opened:
+    """What of a frame is kept until it is used: where little of it is wanted, only that.
+
+    In an old repository a batch may want one small chunk from each of thousands of frames.
+    """
+    if sum(length for _, _, length in needs) * 2 < len(plain):
+        return {offset: plain[offset : offset + length] for _, offset, length in needs}
+    return plain
+
+
+def _cut(opened: Opened, offset: int, length: int) -> memoryview:
+    if isinstance(opened, dict):
+        return memoryview(opened[offset])
+    return memoryview(opened)[offset : offset + length]
 
 
 def _order(place: Place) -> tuple[bytes, int]:
@@ -462,6 +480,11 @@ class SnapshotReader:
     def _items(self, entries: Iterable[Entry]) -> Iterator[_Item]:
         """Entries as items of bounded size."""
         for entry in entries:
+            content = entry.content
+            if len(content) == _WHOLE and content[:1] == contents.WHOLE:  # as most entries are
+                extent = Extent(0, entry.size, 0, 1, content[1:])
+                yield _Item(entry, True, (extent,), whole=True)
+                continue
             first = True
             try:
                 for part in self._extent_parts(entry):
@@ -524,14 +547,17 @@ class _Flow:
         self._items = items
         self._ahead: deque[tuple[list[_Item], Callable[[], list[Chunk]]]] = deque()
         self._now: deque[tuple[_Item, list[Chunk]]] = deque()
-        self._held: _Item | None = None
 
     def entries(self) -> Iterator[tuple[Entry, Iterator[tuple[int, memoryview]]]]:
         while (pair := self._next()) is not None:
             item, chunks = pair
             if not item.first:
                 continue  # the rest of an entry whose pieces were not all taken
-            assert item.entry is not None
+            if item.whole and isinstance(chunks[0], memoryview):
+                if len(chunks[0]) == item.entry.size:
+                    yield item.entry, iter(((0, chunks[0]),))
+                    continue
+                chunks = [Damaged("A chunk is not as long as the entry that it is the whole of.")]
             yield item.entry, self._pieces(item, chunks)
 
     def _pieces(self, item: _Item, chunks: list[Chunk]) -> Iterator[tuple[int, memoryview]]:
@@ -582,7 +608,7 @@ class _Flow:
             if item is None:
                 break
             batch.append(item)
-            size += sum(extent.length for extent in item.extents)
+            size += item.entry.size if item.whole else sum(x.length for x in item.extents)
         return batch
 
 
