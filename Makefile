@@ -6,16 +6,25 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
+DEMO   := $(VENV)/.installed-demo
+PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check --editable
 
 .PHONY: demo test quick lint bench faults clean
 
-$(STAMP): pyproject.toml src/strongroom/_kernel.c
+$(BIN)/python:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Strongroom needs Python 3.11 or newer")'
-	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	$(PYTHON) -m venv $(VENV)
+
+$(STAMP): pyproject.toml src/strongroom/_kernel.c | $(BIN)/python
+	$(PIP) '.[dev]'
+	touch $(STAMP) $(DEMO)
+
+# The demo needs less than the tests do, and should not make anybody wait for it.
+$(DEMO): pyproject.toml src/strongroom/_kernel.c | $(BIN)/python
+	$(PIP) '.[demo,s3]'
 	touch $@
 
-demo: $(STAMP)
+demo: $(DEMO)
 	$(BIN)/strongroom demo
 
 test: $(STAMP)
