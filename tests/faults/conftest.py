@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from concurrent.futures import Executor, Future
+
 import pytest
 
+from strongroom.format import keyset as keysets
+from strongroom.repository import check, reader
 from strongroom.repository import session as sessions
 
 
@@ -11,3 +16,37 @@ from strongroom.repository import session as sessions
 def small_windows(monkeypatch: pytest.MonkeyPatch) -> None:
     """Kept buffers of 64 KiB: nothing here is larger."""
     monkeypatch.setattr(sessions, "WINDOW", 64 * 1024)
+
+
+class Inline(Executor):
+    """An executor without threads: 100,000 checks of 60 kB would spend most of their time on them."""
+
+    def __init__(self, *threads: object, **names: object) -> None:
+        del threads, names
+
+    def submit(
+        self, call: Callable[..., object], /, *what: object, **how: object
+    ) -> Future[object]:
+        """Do it now."""
+        done: Future[object] = Future()
+        try:
+            done.set_result(call(*what, **how))
+        except BaseException as failure:
+            done.set_exception(failure)
+        return done
+
+
+@pytest.fixture
+def without_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Readers and checks that do everything in the thread that asks, and signatures seen once."""
+    monkeypatch.setattr(reader, "ThreadPoolExecutor", Inline)
+    monkeypatch.setattr(check, "ThreadPoolExecutor", Inline)
+    verify, seen = keysets.verify, set[object]()
+
+    def once(*what: object, **named: object) -> None:
+        key = what, tuple(sorted(named.items()))
+        if key not in seen:
+            verify(*what, **named)  # type: ignore[arg-type]
+            seen.add(key)
+
+    monkeypatch.setattr(keysets, "verify", once)

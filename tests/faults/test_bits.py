@@ -262,6 +262,7 @@ def sweep(ways: Iterator[dict[str, bytes | None]]) -> tuple[int, list[str]]:
 
 
 @pytest.mark.sweep
+@pytest.mark.usefixtures("without_threads")
 @pytest.mark.parametrize("number", NAMES)
 def test_every_flip_and_every_cut(number: str) -> None:
     name = named(number)
@@ -271,6 +272,7 @@ def test_every_flip_and_every_cut(number: str) -> None:
 
 
 @pytest.mark.sweep
+@pytest.mark.usefixtures("without_threads")
 def test_every_pair_swapped() -> None:
     objects, count = whole().objects, 0
     for one, other in itertools.combinations(sorted(objects), 2):
@@ -284,6 +286,7 @@ def test_every_pair_swapped() -> None:
 
 
 @pytest.mark.sweep
+@pytest.mark.usefixtures("without_threads")
 def test_every_two_objects_removed() -> None:
     count = 0
     for one, other in itertools.combinations(sorted(whole().objects), 2):

@@ -119,6 +119,7 @@ class Checker:
         self._reads = repository.keys.current.reads
         self._bad_packs: dict[str, str] = {}
         self._condemned: frozenset[bytes] = frozenset()
+        self._openers: dict[tuple[bytes, bytes], FrameOpener] = {}
 
     def run(
         self,
@@ -434,10 +435,15 @@ class Checker:
 
     def _opener(self, index: Index, row: int) -> FrameOpener:
         known = index.session(row)
+        opener = self._openers.get((known.id, known.sealed_key))
+        if opener is not None:
+            return opener
         keyset = self._repository.keys.keysets.get(known.epoch)
         if keyset is None:
             raise KeyRefused(f"No key of epoch {known.epoch} is at hand.")
-        return FrameOpener(known.id, keysets.open_session_key(keyset, known.id, known.sealed_key))
+        key = keysets.open_session_key(keyset, known.id, known.sealed_key)
+        opener = self._openers[known.id, known.sealed_key] = FrameOpener(known.id, key)
+        return opener
 
     # -- files -----------------------------------------------------------------------------
 
