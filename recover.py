@@ -6,8 +6,8 @@
     python3 recover.py --repository DIR --code-file F list
     python3 recover.py --repository DIR --code-file F restore SNAPSHOT DEST [--path PREFIX]
 
-DIR is a local repository or a bucket copied to disk; it is only read. SNAPSHOT is an id, its beginning,
-or a source's name for its newest. Needs Python 3.11, cryptography >= 50, blake3, and zstd (backports.zstd
+DIR is a local repository or a bucket copied to disk; it is only read. SNAPSHOT is a source's name for its
+newest, or an id or its beginning. Needs Python 3.11, cryptography >= 50, blake3, and zstd (backports.zstd
 before Python 3.14). Identity, signatures, certificates, seals and chunk ids are verified; what does not
 hold is named, and the rest goes on. Memory holds a few frames and one index segment.
 Exit: 0 all recovered, 2 usage, 3 parts lost, 4 DEST not empty, 5 no snapshot, 8 no key.
@@ -385,8 +385,8 @@ def main():
         for body in found:
             print(*(shown(body[name]) for name in ("id", "time", "source", "kind", "files", "size")))
         return repository.damaged
-    wanted = [body for body in found if body["id"].startswith(options.snapshot)]
-    wanted = wanted or [body for body in found if body["source"] == options.snapshot][-1:]
+    wanted = [body for body in found if body["source"] == options.snapshot][-1:]
+    wanted = wanted or [body for body in found if body["id"].startswith(options.snapshot)]
     if len(wanted) != 1: say(f"{len(wanted)} snapshots go by that name; `list` shows them", 5)
     if repository.newest["role"] != "reader": say("these keys only write; give a reader's", 8)
     (page, levels, count), under = wanted[0]["root"], os.fsencode(options.path).strip(b"/")

@@ -18,6 +18,7 @@ from pathlib import Path
 
 import pytest
 
+from reference_pruner import Pruner
 from rooms import QUIET, Clock, DictSource, Sparse, noise, seams
 from strongroom.files.compare import compare_trees
 from strongroom.files.source import FileSource
@@ -240,6 +241,16 @@ def test_an_older_snapshot_and_a_prefix_of_its_id(made: Room, tmp_path: Path) ->
     assert (tmp_path / "out/many/00007").read_bytes() == b'{"n": 7}' * 7
 
 
+def test_the_name_of_a_source_comes_before_the_beginning_of_an_id(tmp_path: Path) -> None:
+    """`db` is hexadecimal too: three ids in a hundred begin so."""
+    room = found(tmp_path / "room")
+    first = back_up(room.open(), DictSource("vault", {b"a": b"1"}), progress=Silent())
+    name = first.snapshot.id[:2]
+    back_up(room.open(), DictSource(name, {b"b": b"2"}), progress=Silent())
+    assert room.run("restore", name, tmp_path / "out").status == 0
+    assert os.listdir(tmp_path / "out") == ["b"]
+
+
 def test_streams_of_a_dump_become_files(made: Room, tmp_path: Path) -> None:
     assert made.run("restore", "db", tmp_path / "out").status == 0
     assert (tmp_path / "out/dump/globals.sql").read_bytes() == b"create role x;"
@@ -266,6 +277,26 @@ def test_another_name_of_a_file_outside_of_the_path(made: Room, tmp_path: Path) 
 
 def test_nothing_at_a_path_is_no_success(made: Room, tmp_path: Path) -> None:
     assert made.run("restore", "vault", tmp_path / "out", "--path", "mány").status == 3
+
+
+@pytest.mark.parametrize("index", ["whole", "gone"])
+def test_after_a_prune_has_moved_frames(tmp_path: Path, index: str) -> None:
+    room = found(tmp_path / "room")
+    kept = {b"%03d" % number: noise(number, 700_000) for number in range(0, 12, 2)}
+    gone = {b"%03d" % number: noise(number, 700_000) for number in range(1, 12, 2)}
+    first = back_up(room.open(), DictSource("vault", {**kept, **gone}), progress=Silent())
+    back_up(room.open(), DictSource("vault", kept), progress=Silent())
+    storage = LocalStorage(room.store)
+    storage.delete([first.snapshot.name, f"refs/vault/{first.snapshot.id}"])
+    before = room.objects("packs")
+    Pruner(room.open()).run()
+    assert set(room.objects("packs")) - set(before)
+    if index == "gone":
+        shutil.rmtree(room.store / "index")
+    done = room.run("restore", "vault", tmp_path / "out")
+    assert (done.status, done.lost) == (0, {}), done.err
+    restored = {os.fsencode(path.name): path.read_bytes() for path in (tmp_path / "out").iterdir()}
+    assert restored == kept
 
 
 # -- refused ---------------------------------------------------------------------------------
