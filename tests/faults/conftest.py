@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import Executor, Future
 
@@ -10,6 +11,23 @@ import pytest
 from strongroom.format import keyset as keysets
 from strongroom.repository import check, reader
 from strongroom.repository import session as sessions
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Say how many faults there were, by sort, and how many sorts broke something."""
+    sums: Counter[str] = Counter()
+    for outcome in ("passed", "failed"):
+        for report in terminalreporter.getreports(outcome):
+            for name, value in report.user_properties:
+                if name == "faults" and report.when == "call":
+                    sums[value[0]] += value[1]
+    if not sums:
+        return
+    terminalreporter.section("faults")
+    for sort, count in sorted(sums.items()):
+        terminalreporter.line(f"{count:9,}  {sort}")
+    broken = len(terminalreporter.getreports("failed"))
+    terminalreporter.line(f"{sums.total():9,}  faults and orders in all; {broken} tests failed")
 
 
 @pytest.fixture(autouse=True)

@@ -149,6 +149,7 @@ def named(number: str) -> str:
     return names[place]
 
 
+Record = Callable[[str, object], None]
 Ways = Callable[[str], Iterator[dict[str, bytes | None]]]
 
 
@@ -264,16 +265,16 @@ def sweep(ways: Iterator[dict[str, bytes | None]]) -> tuple[int, list[str]]:
 @pytest.mark.sweep
 @pytest.mark.usefixtures("without_threads")
 @pytest.mark.parametrize("number", NAMES)
-def test_every_flip_and_every_cut(number: str) -> None:
+def test_every_flip_and_every_cut(number: str, record_property: Record) -> None:
     name = named(number)
     count, failures = sweep(itertools.chain(flips(name), cuts(name), longer(name)))
-    print(f"\n{name[:40]}: {count} faults injected, {len(failures)} broke something")
+    record_property("faults", (f"flips and cuts of {name.split('/')[0]}", count))
     assert not failures, "\n".join(failures[:20])
 
 
 @pytest.mark.sweep
 @pytest.mark.usefixtures("without_threads")
-def test_every_pair_swapped() -> None:
+def test_every_pair_swapped(record_property: Record) -> None:
     objects, count = whole().objects, 0
     for one, other in itertools.combinations(sorted(objects), 2):
         judge({one: objects[other], other: objects[one]})
@@ -282,14 +283,14 @@ def test_every_pair_swapped() -> None:
         if objects[one] != objects[other]:
             judge({one: objects[other]})
             count += 1
-    print(f"\n{count} swaps and stand-ins")
+    record_property("faults", ("objects swapped or standing in for another", count))
 
 
 @pytest.mark.sweep
 @pytest.mark.usefixtures("without_threads")
-def test_every_two_objects_removed() -> None:
+def test_every_two_objects_removed(record_property: Record) -> None:
     count = 0
     for one, other in itertools.combinations(sorted(whole().objects), 2):
         judge({one: None, other: None}, must_name=False)
         count += 1
-    print(f"\n{count} pairs removed")
+    record_property("faults", ("pairs of objects removed", count))

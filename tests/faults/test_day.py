@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import random
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import pytest
@@ -141,7 +141,7 @@ def test_a_sample_of_faults(step: str) -> None:
 
 @pytest.mark.sweep
 @pytest.mark.parametrize("step", STEPS)
-def test_every_fault(step: str) -> None:
+def test_every_fault(step: str, record_property: Callable[[str, object], None]) -> None:
     count, failures = 0, []
     for one in injections(step):
         count += 1
@@ -149,5 +149,5 @@ def test_every_fault(step: str) -> None:
             inject(one)
         except BaseException as failure:
             failures.append(f"{one}: {type(failure).__name__}: {failure}"[:400])
-    print(f"\n{step}: {count} faults injected, {len(failures)} broke something")
+    record_property("faults", (f"in the step {step}", count))
     assert not failures, "\n".join(failures)

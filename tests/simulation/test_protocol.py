@@ -198,26 +198,37 @@ def test_a_protocol_with_a_step_left_out_is_caught(
 # -- the whole ---------------------------------------------------------------------------------
 
 
+Record = Callable[[str, object], None]
+
+
 @pytest.mark.sweep
-def test_every_order_with_two_preemptions() -> None:
+def test_every_order_with_two_preemptions(record_property: Record) -> None:
     worlds = Worlds()
     for _ in explore(worlds, preemptions=2):
         continue
-    print(f"\n{worlds.runs} orders with two preemptions, {worlds.ends} different ends: all whole")
+    record_property("faults", ("orders of three actors, at most two preemptions", worlds.runs))
 
 
 @pytest.mark.sweep
-def test_every_death_with_one_preemption() -> None:
+def test_every_death_of_three(record_property: Record) -> None:
     worlds = Worlds()
+    for _ in explore(worlds, preemptions=0, deaths=1):
+        continue
+    record_property("faults", ("orders of three actors, one of whom dies", worlds.runs))
+
+
+@pytest.mark.sweep
+def test_every_death_with_one_preemption(record_property: Record) -> None:
+    worlds = Worlds(bodies=("one", "prune"))
     for _ in explore(worlds, preemptions=1, deaths=1):
         continue
-    print(f"\n{worlds.runs} orders with a death, {worlds.ends} different ends: all whole")
+    record_property("faults", ("orders of two actors, one death, one preemption", worlds.runs))
 
 
 @pytest.mark.sweep
 @pytest.mark.parametrize("part", range(4))
-def test_many_random_orders(part: int) -> None:
+def test_many_random_orders(part: int, record_property: Record) -> None:
     worlds = Worlds(bodies=("one", "prune", "two", "prune"))
     for seed in range(part * 2000, part * 2000 + 2000):
         worlds(at_random(seed, switching=0.35, dying=0.02, deaths=4))
-    print(f"\n{worlds.runs} random orders, {worlds.ends} different ends: all whole")
+    record_property("faults", ("random orders of four actors with deaths", worlds.runs))
