@@ -132,7 +132,7 @@ def sample(step: str, each: int) -> list[Injection]:
 
 @pytest.mark.parametrize("step", STEPS)
 def test_a_sample_of_faults(step: str) -> None:
-    for one in sample(step, 3):
+    for one in sample(step, 2):
         try:
             inject(one)
         except BaseException as failure:

@@ -92,7 +92,7 @@ def as_segment(found: list[Frame], *, replaces: list[str] | None = None, name: s
     return segment
 
 
-@settings(max_examples=300)
+@settings(max_examples=200)
 @given(frames(), st.integers(0, 8), st.sets(st.integers(0, 3)), st.lists(IDS, max_size=10))
 def test_an_index_is_its_model(
     found: list[Frame], at: int, condemned: set[int], wanted: list[bytes]
@@ -219,8 +219,8 @@ def test_ranges(numbers: set[int]) -> None:
 def test_an_id_is_claimed_once_by_one_thread_and_known_when_settled(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(IdSet, "RECENT", 500)
-    ids = [number.to_bytes(4, "little") * 8 for number in range(4000)]
+    monkeypatch.setattr(IdSet, "RECENT", 200)
+    ids = [number.to_bytes(4, "little") * 8 for number in range(1500)]
     held, won = IdSet(), []
 
     def claim() -> None:
@@ -229,7 +229,7 @@ def test_an_id_is_claimed_once_by_one_thread_and_known_when_settled(
                 won.append(chunk_id)
             held.settle()
 
-    threads = [threading.Thread(target=claim) for _ in range(4)]
+    threads = [threading.Thread(target=claim) for _ in range(3)]
     for thread in threads:
         thread.start()
     for thread in threads:
