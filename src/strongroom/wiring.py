@@ -6,6 +6,7 @@ adapters are imported where they are made, so that a verb pays for what it uses.
 
 from __future__ import annotations
 
+import gc
 import os
 import time
 from collections.abc import Mapping, Sequence
@@ -124,6 +125,9 @@ def open_repository(
     from strongroom.repository.session import Settings  # noqa: PLC0415
 
     kernel.tune_allocator()
+    # A run makes millions of short-lived objects and no cycles worth looking for.
+    gc.freeze()
+    gc.set_threshold(100_000, 50, 100)
     workers = max(2, jobs or os.cpu_count() or 2)
     # Bigger packs where each object is a request, smaller ones where it is a file.
     pack = 16 if storage.url.startswith("/") or "://" not in storage.url else 48

@@ -210,9 +210,9 @@ def test_cuts_by_the_page() -> None:
     for end, byte in enumerate(data, 1):
         value = (value << 1) + gear[byte] & 0xFFFFFFFF  # what is older than 32 bytes has left it
         chosen = False
-        if end - last > smallest and value & 0xFFF80000 == 0:
+        if end - last > smallest and value & 0xFFFE0000 == 0:
             digest = blake3(data[end - 64 : end], key=key).digest(4)
-            chosen = int.from_bytes(digest, "little") < 2**32 * 8192 // (average - smallest)
+            chosen = int.from_bytes(digest, "little") < 2**32 * 32768 // (average - smallest)
         if chosen or end - last == largest or end == len(data):
             cuts.append(end)
             last = end

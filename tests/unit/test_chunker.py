@@ -102,7 +102,7 @@ def test_the_default_sizes_are_those_of_the_format() -> None:
         1024 * KIB,
         4096 * KIB,
     )
-    # A proposal about every 8 KiB, of which one in 96 is selected: 768 KiB behind the smallest.
+    # A proposal about every 32 KiB, of which one in 24 is selected: 768 KiB behind the smallest.
     assert chunker.threshold == (1 << 32) // 96
 
 

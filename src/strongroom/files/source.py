@@ -81,7 +81,10 @@ class FileSource:
                 taking = Taking(
                     session, progress, root=root, last=last, new=new, trusted_before=before
                 )
-                return self._take(taking, progress, root, last, new)
+                try:
+                    return self._take(taking, progress, root, last, new)
+                finally:
+                    taking.close()
             finally:
                 last.close()
         except BaseException:

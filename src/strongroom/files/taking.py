@@ -1,9 +1,8 @@
 """One run of taking files: from runs of names to entries in the tree, in order.
 
 Names come in slices. In each slice what is unchanged is recognised, small files are
-read side by side into one kept buffer, large ones are streamed, everything else is
-looked at in place. Entries wait until their contents have ids, and leave in path
-order.
+read ahead in batches, large ones are streamed, everything else is looked at in place.
+Entries wait until their contents have ids, and leave in path order.
 
 A file is read between two looks at its facts. Where they differ it is read once more;
 where they differ again, what was read last is taken and told of.
@@ -17,6 +16,7 @@ import stat as modes
 import struct
 from collections.abc import Sequence
 
+from strongroom.files.ahead import Batch, ReadAhead
 from strongroom.files.change_cache import Kept, LastRun, Span, ThisRun
 from strongroom.files.reading import SMALL_FILE, NotRegularError, read_stream
 from strongroom.files.walk import Run, open_below, reason
@@ -39,8 +39,9 @@ from strongroom.kernel import (
 from strongroom.progress import Progress
 from strongroom.repository.ports import Problem, Session
 
-BUFFER = 8 * 1024 * 1024
+BUFFER = 4 * 1024 * 1024
 SLICE = 2048
+WAITING = 8 * SLICE  # so many entries may wait behind files that are being read
 
 _REGULAR = modes.S_IFREG >> 12
 _SYMLINK = modes.S_IFLNK >> 12
@@ -148,6 +149,9 @@ class Taking:
         self._links: dict[bytes, bytes] = {}
         self._moved: dict[bytes, bytes] = {}  # first name that could not be read → the next one
         self._lost: set[bytes] = set()
+        self._emitted = 0
+        self._ahead: ReadAhead[Pending] = ReadAhead(_read_small)
+        self._batch: Batch[Pending] | None = None
         self._buffer = memoryview(bytearray(BUFFER))
         self._used = 0
         self._small: list[Pending] = []
@@ -169,13 +173,21 @@ class Taking:
         """Take a run of names; their directory must be open until this returns."""
         for start in range(run.start, run.stop, SLICE):
             self._slice(run, start, min(run.stop, start + SLICE))
+            if self._waiting + len(self._items) >= WAITING:
+                self._land_all()
             if self._waiting + len(self._items) >= SLICE:
                 self._emit()
 
     def finish(self) -> None:
         """Take what still waits."""
+        self._land_all()
         self._emit()
-        self._buffer.release()
+
+    def close(self) -> None:
+        """Let go of buffers, directories and the reading thread; always call it."""
+        self._ahead.close()
+        if self._batch is not None:
+            self._batch.close()
 
     # -- recognising -----------------------------------------------------------------------
 
@@ -195,7 +207,7 @@ class Taking:
                 extra = run.extras[number * EXTRA_SIZE : (number + 1) * EXTRA_SIZE]
                 self._look(run.fd, path, run.names[number], key + extra, small, kept)
         if small:
-            self._read(run.fd, small)
+            self._read_later(run.fd, small)
 
     def _spans(self, run: Run, paths: list[bytes], start: int, stop: int) -> int:
         """Take neighbours that are all unchanged at one stroke; return where the rest begins."""
@@ -229,7 +241,8 @@ class Taking:
                 return
             pending = Pending(path, name, packed)
             self._items.append(pending)
-            if int.from_bytes(packed[32:40], "little") <= SMALL_FILE:
+            pending.size = int.from_bytes(packed[32:40], "little")
+            if pending.size <= SMALL_FILE:
                 small.append(pending)
             else:
                 self._stream(fd, pending)
@@ -262,20 +275,59 @@ class Taking:
 
     # -- reading ---------------------------------------------------------------------------
 
+    def _read_later(self, fd: int, small: Sequence[Pending]) -> None:
+        """Put small files of a directory, the last of the items, on the way to be read."""
+        earliest = self._emitted + len(self._items) - SLICE
+        for pending in small:
+            batch = self._batch
+            if batch is not None and not batch.takes(pending.size):
+                self._send()
+                batch = None
+            if batch is None:
+                batch = self._batch = Batch(max(self._emitted, earliest))
+            batch.add(fd, pending.name, pending, pending.size)
+        if self._batch is not None:
+            self._batch.leave()
+
+    def _send(self) -> None:
+        if self._batch is None:
+            return
+        if self._ahead.full:
+            self._land()
+        self._ahead.put(self._batch)
+        self._batch = None
+
+    def _land_all(self) -> None:
+        self._send()
+        while len(self._ahead):
+            self._land()
+
+    def _land(self) -> None:
+        """Take what the earliest batch read, and read by ourselves what it could not."""
+        batch = self._ahead.take()
+        self._store()
+        for group in batch.groups:
+            again = []
+            for pending, row in zip(group.items, group.rows, strict=False):
+                if not self._took(group.fd, pending, row, batch.buffer[group.base :]):
+                    again.append(pending)
+            self._read(group.fd, group.items[len(group.rows) :])
+            self._read(group.fd, again, last_time=True)
+        self._store()
+        self._ahead.done(batch)
+
     def _read(self, fd: int, todo: Sequence[Pending], *, last_time: bool = False) -> None:
         again: list[Pending] = []
         while todo:
             if BUFFER - self._used <= SMALL_FILE:
                 self._store()
-            rows = read_files(
-                fd, [pending.name for pending in todo], self._buffer[self._used :], SMALL_FILE
-            )
-            base = self._used
+            view = self._buffer[self._used :]
+            rows = _read_small(fd, [pending.name for pending in todo], view)
             for pending, row in zip(todo, rows, strict=False):
-                if self._took(fd, pending, row, base, last_time=last_time):
-                    self._used = base + row[1] + row[2]
-                else:
+                if not self._took(fd, pending, row, view, last_time=last_time):
                     again.append(pending)
+            if rows:
+                self._used += rows[-1][1] + rows[-1][2]
             todo = todo[len(rows) :]
             if todo:
                 self._store()
@@ -283,7 +335,13 @@ class Taking:
             self._read(fd, again, last_time=True)
 
     def _took(
-        self, fd: int, pending: Pending, row: FileRead, base: int, *, last_time: bool
+        self,
+        fd: int,
+        pending: Pending,
+        row: FileRead,
+        view: memoryview,
+        *,
+        last_time: bool = False,
     ) -> bool:
         """Note what was read of a small file; False if it should be read once more."""
         status, offset, length, packed, xattrs = row
@@ -295,7 +353,7 @@ class Taking:
             pending.steady, pending.size, pending.xattrs = steady, length, xattrs
             if length:
                 self._small.append(pending)
-                self._views.append(self._buffer[base + offset : base + offset + length])
+                self._views.append(view[offset : offset + length])
         elif status == TOO_LARGE:
             self._stream(fd, pending)
         elif status == errno.EIO and not last_time:
@@ -359,10 +417,10 @@ class Taking:
             self._small, self._views = [], []
         self._used = 0
 
-    def _missing(self) -> set[bytes]:
+    def _missing(self, items: Sequence[_Item]) -> set[bytes]:
         """The unchanged paths of which the repository has not every chunk any more."""
         ids = []
-        for item in self._items:
+        for item in items:
             if type(item) is _Unchanged:
                 ids.append(item.span.ids)
             elif type(item) is tuple:
@@ -371,7 +429,7 @@ class Taking:
         if not joined or self._session.reuse([joined])[0]:
             return set()
         kept = []
-        for item in self._items:
+        for item in items:
             if type(item) is _Unchanged:
                 kept += item.span.singly()
             elif type(item) is tuple:
@@ -379,22 +437,31 @@ class Taking:
         answers = self._session.reuse([ids for _, (_, _, ids) in kept])
         return {path for (path, _), good in zip(kept, answers, strict=True) if not good}
 
+    def _settled(self) -> int:
+        """How many of the items stand before everything that is still to be read."""
+        first = self._ahead.first
+        if first is None and self._batch is not None:
+            first = self._batch.first
+        return len(self._items) if first is None else first - self._emitted
+
     def _emit(self) -> None:
-        """Add what waits to the tree, in order."""
+        """Add what waits for nothing to the tree, in order."""
         self._store()
-        missing = self._missing()
+        count = self._settled()
+        items, self._items = self._items[:count], self._items[count:]
+        self._emitted += count
+        missing = self._missing(items)
         files, moved = self.files, 0
-        for item in self._items:
+        for item in items:
             if type(item) is Pending:
                 moved += self._emit_pending(item)
             elif type(item) is _Unchanged:
                 moved += self._emit_unchanged(item, missing)
+                self._waiting -= len(item.span)
             elif type(item) is tuple:
                 moved += self._emit_kept(item[0], item[1], missing)
             elif type(item) is _Link:
                 self._emit_link(item)
-        self._items.clear()
-        self._waiting = 0
         self._progress.advance(size=moved, files=self.files - files)
 
     def _emit_unchanged(self, item: _Unchanged, missing: set[bytes]) -> int:
@@ -482,3 +549,7 @@ class Taking:
             Entry(link.path, Kind.HARDLINK, mode & 0o7777, uid, gid, mtime, target=first)
         )
         self.entries += 1
+
+
+def _read_small(fd: int, names: list[bytes], view: memoryview) -> list[FileRead]:
+    return read_files(fd, names, view, SMALL_FILE)

@@ -6,7 +6,7 @@ is a parameter of the engine; `begin` gives the cutter of one stream.
 `ContentChunker` works in two stages, because a rolling hash with a secret table
 is linear and gives its secret away (Truong et al., "Breaking and Fixing
 Content-Defined Chunking", 2025): a public Gear hash over 32 bytes *proposes* an
-offset about every 8 KiB, and BLAKE3 keyed with the repository's secret over the
+offset about every 32 KiB, and BLAKE3 keyed with the repository's secret over the
 64 bytes before it *selects* the real ones. What is seen of the cuts says as
 much about the key as a few bits of a pseudo-random function do.
 """
@@ -24,8 +24,8 @@ from strongroom import kernel
 KIB = 1024
 MIB = 1024 * KIB
 
-PROPOSAL_MASK = 0xFFF80000  # 13 high bits: one offset in 8,192
-_PROPOSAL_EVERY = 8 * KIB
+PROPOSAL_MASK = 0xFFFE0000  # 15 high bits: one offset in 32,768
+_PROPOSAL_EVERY = 32 * KIB
 _WINDOW = 64
 _OFFSET = struct.Struct("<I")
 _GEAR_WINDOW = 32
