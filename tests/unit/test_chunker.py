@@ -85,9 +85,9 @@ def test_the_average_is_about_what_was_asked_for() -> None:
 
 
 def test_another_key_cuts_elsewhere() -> None:
-    data = noise("keys", 2048 * KIB)
+    data = noise("keys", 16 * 1024 * KIB)
     cuts = [
-        set(cut(ContentChunker(bytes([key]) * 32, 2 * KIB, 32 * KIB, 64 * KIB), data))
+        set(cut(ContentChunker(bytes([key]) * 32, 2 * KIB, 258 * KIB, 1024 * KIB), data))
         for key in range(4)
     ]
     for one in range(4):
@@ -103,7 +103,7 @@ def test_the_default_sizes_are_those_of_the_format() -> None:
         4096 * KIB,
     )
     # A proposal about every 32 KiB, of which one in 24 is selected: 768 KiB behind the smallest.
-    assert chunker.threshold == (1 << 32) // 96
+    assert chunker.threshold == (1 << 32) // 24
 
 
 def test_pages_are_cut_at_multiples() -> None:

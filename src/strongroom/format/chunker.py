@@ -80,7 +80,10 @@ class FixedChunker:
 
 @dataclass(frozen=True, slots=True)
 class ContentChunker:
-    """Keyed content-defined chunks: sizes in bytes, `key` 32 secret bytes."""
+    """Keyed content-defined chunks: sizes in bytes, `key` 32 secret bytes.
+
+    The key has a say only where `average` − `smallest` is several times the distance of proposals.
+    """
 
     key: bytes
     smallest: int = 256 * KIB
