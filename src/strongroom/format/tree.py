@@ -26,6 +26,7 @@ _INDEX_ROW = struct.Struct("<32sIH")
 
 _TARGET, _RDEV, _XATTRS = 1, 2, 4
 MAX_PATH = 0xFFFF
+_PLAIN_FILE = b"\1\0"  # kind and flags of a FILE without attributes: most entries are such
 
 
 class Kind(IntEnum):
@@ -175,6 +176,35 @@ def decode_page(page: bytes | memoryview) -> Iterator[tuple[bytes, bytes]]:
             raise ValueError("tree page is cut short or out of order")
         yield path, record
         previous, first = path, False
+
+
+def decode_entries(page: bytes | memoryview) -> list[Entry]:
+    """Decode a page and its records at one stroke; ValueError when either is not what it should."""
+    data = bytes(page)
+    at, end, previous = 0, len(data), b""
+    entries: list[Entry] = []
+    file = Kind.FILE  # an enum's lookups are slow
+    step_size, head_size, step, head = _STEP.size, _HEAD.size, _STEP.unpack_from, _HEAD.unpack_from
+    while at + step_size <= end:
+        shared, rest, length = step(data, at)
+        begin = at + step_size
+        body = begin + rest
+        at = body + length
+        path = previous[:shared] + data[begin:body]
+        if at > end or shared > len(previous) or not (path > previous or not entries):
+            raise ValueError("tree page is cut short or out of order")
+        if length >= head_size and data[body : body + 2] == _PLAIN_FILE:
+            _, _, mode, uid, gid, mtime, size, held = head(data, body)
+            if held != length - head_size:
+                raise ValueError("tree entry does not decode: record length")
+            content = data[body + head_size : at]
+            entries.append(Entry(path, file, mode, uid, gid, mtime, size, content))
+        else:
+            entries.append(decode_record(path, data[body:at]))
+        previous = path
+    if at != end:
+        raise ValueError("tree page is cut short")
+    return entries
 
 
 def encode_index(rows: Iterable[tuple[bytes, int, bytes]]) -> bytes:

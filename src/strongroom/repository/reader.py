@@ -15,6 +15,7 @@ from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -37,6 +38,7 @@ from strongroom.storage.base import Storage
 BATCH_SIZE = 8 * 1024 * 1024
 BATCH_ITEMS = 2048
 BATCHES_AHEAD = 3
+PAGES = 32  # tree pages in one fetch of a walk
 GAP = 64 * 1024  # bytes between two frames that are rather read than asked for apart
 RANGE = 4 * 1024 * 1024  # longest coalesced get: short enough that opening runs in parallel
 CACHED_FRAMES = 48 * 1024 * 1024
@@ -44,7 +46,7 @@ CACHED_FRAMES = 48 * 1024 * 1024
 _WHOLE = 1 + ID_SIZE
 
 Chunk = memoryview | StrongroomError
-Opened = bytes | dict[int, bytes]  # a frame's chunks, or only those that are wanted, by offset
+_NOTHING = memoryview(b"")
 _SPOILED = "A chunk's content is not what its id says."
 
 
@@ -56,7 +58,9 @@ class _Item:
     first: bool
     extents: Sequence[Extent]
     fault: StrongroomError | None = None
-    whole: bool = False  # one chunk is the entry's whole content
+
+
+_Part = Entry | _Item  # an entry of which one chunk is the whole content, as most are, or a part
 
 
 class ChunkReader:
@@ -92,11 +96,8 @@ class ChunkReader:
         """Start fetching; the returned call waits and gives a chunk or an error for each id."""
         wanted = self._wanted(ids)
         frames = sorted(wanted.frames.items(), key=lambda item: _order(item[1]))
-        jobs = [
-            self._pool.submit(self._open_run, kind, run, wanted)
-            for run in _runs([(row, place) for row, place in frames])
-        ]
-        return lambda: self._gather(kind, ids, wanted, jobs)
+        jobs = [self._pool.submit(self._open_run, kind, run, wanted) for run in _runs(frames)]
+        return lambda: self._gather(kind, wanted, jobs)
 
     def get(self, kind: bytes, chunk_id: bytes) -> memoryview:
         """Fetch one chunk now."""
@@ -125,34 +126,32 @@ class ChunkReader:
             rows = index.find(b"".join(ids))
         return _Wanted(index, ids, rows)
 
-    def _open_run(
-        self, kind: bytes, run: Sequence[tuple[int, Place]], wanted: _Wanted
-    ) -> dict[int, Opened | StrongroomError]:
-        """Get a run of neighbouring frames and open and verify each."""
-        result: dict[int, Opened | StrongroomError] = {}
+    def _open_run(self, kind: bytes, run: Sequence[tuple[int, Place]], wanted: _Wanted) -> None:
+        """Get a run of neighbouring frames, open each and take from it what is wanted."""
         missing = []
         for row, place in run:
             cached = self._cache_get(place)
             if cached is None:
                 missing.append((row, place))
             else:
-                self._verify(kind, cached, row, wanted)
-                result[row] = _hold(cached, wanted.needs[row])
+                self._take(kind, cached, row, wanted)
         if not missing:
-            return result
+            return
         first, last = missing[0][1], missing[-1][1]
         name = object_name(first.tree, first.pack)
         try:
             length = last.offset + last.length - first.offset
             data = memoryview(self._storage.get(name, offset=first.offset, length=length))
         except ObjectMissing as fault:
-            return result | self._moved(kind, missing, wanted, fault)
+            self._moved(kind, missing, wanted, fault)
+            return
         except StrongroomError as fault:
-            return result | dict.fromkeys((row for row, _ in missing), fault)
+            for row, _ in missing:
+                wanted.miss(row, fault)
+            return
         for row, place in missing:
             at = place.offset - first.offset
-            result[row] = self._open(kind, data[at : at + place.length], place, row, wanted)
-        return result
+            self._open(kind, data[at : at + place.length], place, row, wanted)
 
     def _moved(
         self,
@@ -160,74 +159,60 @@ class ChunkReader:
         frames: Sequence[tuple[int, Place]],
         wanted: _Wanted,
         fault: ObjectMissing,
-    ) -> dict[int, Opened | StrongroomError]:
+    ) -> None:
         """A prune may have moved frames since the index was read: look once more."""
         with self._lock:
             self._index = index = self._load_index()
-        result: dict[int, Opened | StrongroomError] = {}
         for row, place in frames:
-            result[row] = fault
             now = index.frame_row(place.session, place.sequence)
             if now == ABSENT or (moved := index.place(now)).pack == place.pack:
+                wanted.miss(row, fault)
                 continue
             name = object_name(moved.tree, moved.pack)
             try:
                 data = self._storage.get(name, offset=moved.offset, length=moved.length)
             except StrongroomError as again:
-                result[row] = again
+                wanted.miss(row, again)
             else:
-                result[row] = self._open(kind, memoryview(data), moved, row, wanted)
-        return result
+                self._open(kind, memoryview(data), moved, row, wanted)
 
     def _open(
         self, kind: bytes, sealed: memoryview, place: Place, row: int, wanted: _Wanted
-    ) -> Opened | StrongroomError:
+    ) -> None:
         try:
             plain = self._opener(place).open(sealed, place.sequence)
         except StrongroomError as fault:
-            return fault
+            wanted.miss(row, fault)
         except ValueError as fault:
-            return Damaged(
-                f"A frame in {object_name(place.tree, place.pack)}"
-                f" at {place.offset} is damaged: {fault}."
-            )
-        self._verify(kind, plain, row, wanted)
-        self._cache_put(place, plain)
-        return _hold(plain, wanted.needs[row])
+            what = f"A frame in {object_name(place.tree, place.pack)} at {place.offset}"
+            wanted.miss(row, Damaged(f"{what} is damaged: {fault}."))
+        else:
+            self._take(kind, plain, row, wanted)
+            self._cache_put(place, plain)
 
-    def _verify(self, kind: bytes, plain: bytes, row: int, wanted: _Wanted) -> None:
-        """Recompute the ids of the chunks that are wanted from a frame."""
-        key = self._key(kind)
+    def _take(self, kind: bytes, plain: bytes, row: int, wanted: _Wanted) -> None:
+        """Cut the chunks that are wanted out of a frame and recompute their ids.
+
+        In an old repository a batch may want one small chunk from each of thousands of frames:
+        where little of a frame is wanted, only that is kept until it is used.
+        """
+        key, ids, chunks, needs = self._key(kind), wanted.ids, wanted.chunks, wanted.needs[row]
+        sparse = sum([length for _, _, length in needs]) * 2 < len(plain)
         view = memoryview(plain)
-        for chunk_id, offset, length in wanted.needs[row]:
-            if blake3(view[offset : offset + length], key=key).digest() != chunk_id:
-                wanted.spoiled.add(chunk_id)
-
-    def _gather(
-        self,
-        kind: bytes,
-        ids: Sequence[bytes],
-        wanted: _Wanted,
-        jobs: Sequence[Future[dict[int, Opened | StrongroomError]]],
-    ) -> list[Chunk]:
-        frames: dict[int, Opened | StrongroomError] = {}
-        for job in jobs:
-            frames.update(job.result())
-        chunks: list[Chunk] = []
-        for chunk_id, place in zip(ids, wanted.places, strict=True):
-            if place is None:
-                chunks.append(Damaged(f"The chunk {chunk_id.hex()} is not in the index."))
-                continue
-            row, offset, length = place
-            opened = frames[row]
-            if isinstance(opened, StrongroomError):
-                chunks.append(self._elsewhere(kind, chunk_id, wanted.frames[row], opened))
-            elif chunk_id in wanted.spoiled:
-                spoiled = Damaged(_SPOILED)
-                chunks.append(self._elsewhere(kind, chunk_id, wanted.frames[row], spoiled))
+        for number, offset, length in needs:
+            part = view[offset : offset + length]
+            if blake3(part, key=key).digest() != ids[number]:
+                wanted.faults[number] = row, Damaged(_SPOILED)
             else:
-                chunks.append(_cut(opened, offset, length))
-        return chunks
+                chunks[number] = memoryview(bytes(part)) if sparse else part
+
+    def _gather(self, kind: bytes, wanted: _Wanted, jobs: Sequence[Future[None]]) -> list[Chunk]:
+        for job in jobs:
+            job.result()
+        for number, (row, fault) in wanted.faults.items():
+            tried = wanted.frames[row]
+            wanted.chunks[number] = self._elsewhere(kind, wanted.ids[number], tried, fault)
+        return wanted.chunks
 
     def _elsewhere(
         self, kind: bytes, chunk_id: bytes, tried: Place, fault: StrongroomError
@@ -237,14 +222,13 @@ class ChunkReader:
             return fault
         index = self._index
         for row in index.copies(chunk_id):
-            frame, offset, length = index.frame[row], index.offset[row], index.length[row]
-            place = index.place(int(frame))
+            place = index.place(int(index.frame[row]))
             if (place.session, place.sequence) == (tried.session, tried.sequence):
                 continue
             wanted = _Wanted(index, [chunk_id], np.array([row]))
-            plain = self._open_run(kind, [(int(frame), place)], wanted)[int(frame)]
-            if not isinstance(plain, StrongroomError) and not wanted.spoiled:
-                return _cut(plain, int(offset), int(length))
+            self._open_run(kind, [(int(index.frame[row]), place)], wanted)
+            if not wanted.faults:
+                return wanted.chunks[0]
         return fault
 
     # -- keys and cache --------------------------------------------------------------------
@@ -281,46 +265,40 @@ class ChunkReader:
                 self._cached -= len(old)
 
 
-_Need = tuple[bytes, int, int]  # id, offset in the frame, length
+_Need = tuple[int, int, int]  # which of the ids, offset in the frame, length
 
 
 class _Wanted:
-    """What a fetch needs: frames, the chunks in each, and for each id its place."""
+    """What a fetch needs: frames, the chunks in each; and what it found for each id."""
 
     def __init__(
         self, index: Index, ids: Sequence[bytes], chunk_rows: npt.NDArray[np.int64]
     ) -> None:
+        self.ids = ids
         self.frames: dict[int, Place] = {}
         self.needs: dict[int, list[_Need]] = {}
-        self.spoiled: set[bytes] = set()  # found not to be what their ids say
-        self.places: list[tuple[int, int, int] | None] = [None] * len(ids)
+        self.chunks: list[Chunk] = [_NOTHING] * len(ids)
+        self.faults: dict[int, tuple[int, StrongroomError]] = {}  # id: frame, why it cannot be had
+        for number in np.flatnonzero(chunk_rows == ABSENT).tolist():
+            self.chunks[number] = Damaged(f"The chunk {ids[number].hex()} is not in the index.")
         found = np.flatnonzero(chunk_rows != ABSENT)
         rows = chunk_rows[found]
         columns = (found, index.frame[rows], index.offset[rows], index.length[rows])
+        last, needs = None, []
         for number, row, offset, length in zip(
             *(column.tolist() for column in columns), strict=True
         ):
-            if row not in self.frames:
-                self.frames[row] = index.place(row)
-                self.needs[row] = []
-            self.needs[row].append((ids[number], offset, length))
-            self.places[number] = (row, offset, length)
+            if row != last:
+                if row not in self.frames:
+                    self.frames[row] = index.place(row)
+                    self.needs[row] = []
+                last, needs = row, self.needs[row]
+            needs.append((number, offset, length))
 
-
-def _hold(plain: bytes, needs: Sequence[_Need]) -> Opened:
-    """What of a frame is kept until it is used: where little of it is wanted, only that.
-
-    In an old repository a batch may want one small chunk from each of thousands of frames.
-    """
-    if sum(length for _, _, length in needs) * 2 < len(plain):
-        return {offset: plain[offset : offset + length] for _, offset, length in needs}
-    return plain
-
-
-def _cut(opened: Opened, offset: int, length: int) -> memoryview:
-    if isinstance(opened, dict):
-        return memoryview(opened[offset])
-    return memoryview(opened)[offset : offset + length]
+    def miss(self, row: int, fault: StrongroomError) -> None:
+        """Note that a frame cannot be had."""
+        for number, _, _ in self.needs[row]:
+            self.faults[number] = row, fault
 
 
 def _order(place: Place) -> tuple[bytes, int]:
@@ -424,10 +402,27 @@ class SnapshotReader:
         low = under
         high = under + b"0" if under else None  # "0" follows "/"
         below = under + b"/"
-        for _, page_id in self._pages(low, high):
-            for path, raw in self._records(page_id):
-                if not under or path == under or path.startswith(below):
-                    yield trees.decode_record(path, raw)
+        for page in self._ahead(page_id for _, page_id in self._pages(low, high)):
+            try:
+                entries = trees.decode_entries(page)
+            except ValueError as fault:
+                raise Damaged(f"A tree page does not decode: {fault}.") from None
+            if under:
+                entries = [e for e in entries if e.path == under or e.path.startswith(below)]
+            yield from entries
+
+    def _ahead(self, page_ids: Iterator[bytes]) -> Iterator[memoryview]:
+        """Fetch pages before they are asked for; a page that cannot be had raises at its turn."""
+        waiting: deque[Callable[[], list[Chunk]]] = deque()
+        while True:
+            while len(waiting) < 2 and (ids := list(islice(page_ids, PAGES))):
+                waiting.append(self._chunks.fetch(b"tree", ids))
+            if not waiting:
+                return
+            for page in waiting.popleft()():
+                if isinstance(page, StrongroomError):
+                    raise page
+                yield page
 
     def _records(self, page_id: bytes) -> Iterator[tuple[bytes, bytes]]:
         try:
@@ -477,13 +472,12 @@ class SnapshotReader:
         flow = _Flow(self._chunks, self._items(entries))
         return flow.entries()
 
-    def _items(self, entries: Iterable[Entry]) -> Iterator[_Item]:
+    def _items(self, entries: Iterable[Entry]) -> Iterator[_Part]:
         """Entries as items of bounded size."""
         for entry in entries:
             content = entry.content
-            if len(content) == _WHOLE and content[:1] == contents.WHOLE:  # as most entries are
-                extent = Extent(0, entry.size, 0, 1, content[1:])
-                yield _Item(entry, True, (extent,), whole=True)
+            if len(content) == _WHOLE and content[:1] == contents.WHOLE:
+                yield entry
                 continue
             first = True
             try:
@@ -540,25 +534,34 @@ def _zeros(count: int) -> Iterator[memoryview]:
 
 
 class _Flow:
-    """Batches under way, and the item that is being used."""
+    """Batches under way, and the one that is being used."""
 
-    def __init__(self, chunks: ChunkReader, items: Iterator[_Item]) -> None:
+    def __init__(self, chunks: ChunkReader, items: Iterator[_Part]) -> None:
         self._chunks = chunks
         self._items = items
-        self._ahead: deque[tuple[list[_Item], Callable[[], list[Chunk]]]] = deque()
-        self._now: deque[tuple[_Item, list[Chunk]]] = deque()
+        self._ahead: deque[tuple[list[_Part], Callable[[], list[Chunk]]]] = deque()
+        self._now: Iterator[_Part] = iter(())
+        self._now_chunks: Iterator[Chunk] = iter(())
+        self._next: _Part | None = None  # looked at and not yet used
 
     def entries(self) -> Iterator[tuple[Entry, Iterator[tuple[int, memoryview]]]]:
-        while (pair := self._next()) is not None:
-            item, chunks = pair
-            if not item.first:
-                continue  # the rest of an entry whose pieces were not all taken
-            if item.whole and isinstance(chunks[0], memoryview):
-                if len(chunks[0]) == item.entry.size:
-                    yield item.entry, iter(((0, chunks[0]),))
-                    continue
-                chunks = [Damaged("A chunk is not as long as the entry that it is the whole of.")]
-            yield item.entry, self._pieces(item, chunks)
+        while (part := self._peek()) is not None:
+            self._next = None
+            if isinstance(part, Entry):
+                yield part, self._whole(part, next(self._now_chunks))
+            elif part.first:
+                yield part.entry, self._pieces(part, self._chunks_of(part))
+            else:
+                self._chunks_of(part)  # the rest of an entry whose pieces were not all taken
+
+    @staticmethod
+    def _whole(entry: Entry, chunk: Chunk) -> Iterator[tuple[int, memoryview]]:
+        if isinstance(chunk, StrongroomError):
+            return _raising(chunk)
+        if len(chunk) != entry.size:
+            what = "A chunk is not as long as the entry that it is the whole of."
+            return _raising(Damaged(what))
+        return iter(((0, chunk),))
 
     def _pieces(self, item: _Item, chunks: list[Chunk]) -> Iterator[tuple[int, memoryview]]:
         while True:
@@ -569,47 +572,56 @@ class _Flow:
                     raise chunk
                 yield from _repeat(extent, chunk)
             follower = self._peek()
-            if follower is None or follower[0].first:
+            if follower is None or isinstance(follower, Entry) or follower.first:
                 return
-            item, chunks = self._now.popleft()
+            self._next = None
+            item, chunks = follower, self._chunks_of(follower)
 
-    def _peek(self) -> tuple[_Item, list[Chunk]] | None:
-        while not self._now:
-            self._advance()
-            if not self._ahead:
-                return None
-            items, wait = self._ahead.popleft()
-            self._advance()
-            chunks = wait()
-            at = 0
-            for item in items:
-                count = len(item.extents)
-                self._now.append((item, chunks[at : at + count]))
-                at += count
-        return self._now[0]
+    def _chunks_of(self, item: _Item) -> list[Chunk]:
+        return list(islice(self._now_chunks, len(item.extents)))
 
-    def _next(self) -> tuple[_Item, list[Chunk]] | None:
-        return self._now.popleft() if self._peek() is not None else None
+    def _peek(self) -> _Part | None:
+        """The next part, of this batch or of one that is under way."""
+        while self._next is None:
+            self._next = next(self._now, None)
+            if self._next is None:
+                self._advance()
+                if not self._ahead:
+                    return None
+                parts, wait = self._ahead.popleft()
+                self._advance()
+                self._now, self._now_chunks = iter(parts), iter(wait())
+        return self._next
 
     def _advance(self) -> None:
         """Keep a few batches under way."""
         while len(self._ahead) < BATCHES_AHEAD:
-            batch = self._batch()
+            batch, ids = self._batch()
             if not batch:
                 return
-            ids = [extent.id for item in batch for extent in item.extents]
             self._ahead.append((batch, self._chunks.fetch(b"data", ids)))
 
-    def _batch(self) -> list[_Item]:
-        batch: list[_Item] = []
+    def _batch(self) -> tuple[list[_Part], list[bytes]]:
+        """The next parts, and the ids of their chunks in the same order."""
+        batch: list[_Part] = []
+        ids: list[bytes] = []
         size = 0
-        while size < BATCH_SIZE and len(batch) < BATCH_ITEMS:
-            item = next(self._items, None)
-            if item is None:
+        for part in self._items:
+            batch.append(part)
+            if isinstance(part, Entry):
+                ids.append(part.content[1:])
+                size += part.size
+            else:
+                ids += [extent.id for extent in part.extents]
+                size += sum(extent.length for extent in part.extents)
+            if size >= BATCH_SIZE or len(batch) >= BATCH_ITEMS:
                 break
-            batch.append(item)
-            size += item.entry.size if item.whole else sum(x.length for x in item.extents)
-        return batch
+        return batch, ids
+
+
+def _raising(fault: StrongroomError) -> Iterator[tuple[int, memoryview]]:
+    raise fault
+    yield  # makes this raise when it is asked for a piece
 
 
 def _repeat(extent: Extent, chunk: memoryview) -> Iterator[tuple[int, memoryview]]:
