@@ -107,8 +107,9 @@ def restore(
     source
         The source whose backup it is; it need not be configured here.
     to
-        Where to: a new folder; for a database its new name, or a libpq URL or "key=value" string
-        whose dbname is the new name (a password belongs in $PGPASSWORD or ~/.pgpass).
+        Where to: a new folder; for a database its new name, or that of an empty one which then
+        stays the one it is, or a libpq URL or "key=value" string with that dbname (a password
+        belongs in $PGPASSWORD or ~/.pgpass).
     backup
         Which backup: the beginning of its id, `latest` or `oldest`. Otherwise the newest.
     at
@@ -143,8 +144,12 @@ def restore(
             with listening(desk.output) as progress:
                 outcome = bring_back(repository, snapshot, sink, progress=progress)
         except Interrupted as fault:
-            fault.means = "The target is not complete; the backup is untouched."
-            fault.do = "Run the same command again, into a new target or with --force."
+            if fault.means == Interrupted.means:
+                fault.means = "The target is not complete; the backup is untouched."
+            fault.do = "Run the same command again"
+            if snapshot.kind != "postgres":
+                fault.do += ", into a new target or with --force"
+            fault.do += "."
             raise
     return _tell_outcome(desk, snapshot, outcome, wiring.steady() - began)
 
@@ -184,7 +189,7 @@ def _file_sink(
 
 def _target(desk: Desk, snapshot: Snapshot, to: str | None) -> wiring.DatabaseTarget:
     if not to:
-        raise UsageError("Where to?", do="Give `--to NAME`, the name of a new database.")
+        raise UsageError("Where to?", do="Give `--to NAME`, a new or an empty database.")
     if has_password(to):
         raise UsageError(
             "A password on the command line is seen by everybody on this machine.",

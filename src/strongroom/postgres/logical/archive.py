@@ -26,7 +26,7 @@ class CutShortError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class TocEntry:
-    """One object in the archive."""
+    """One object in the archive. `drop` is the SQL that takes it away again, "" if none does."""
 
     id: int
     tag: str
@@ -34,6 +34,7 @@ class TocEntry:
     namespace: str
     section: int
     dependencies: tuple[int, ...]
+    drop: str = ""
 
     @property
     def is_relation(self) -> bool:
@@ -113,8 +114,9 @@ def _read_entry(reader: _Reader, version: tuple[int, int], offset_size: int) -> 
     reader.text(), reader.text()  # catalogue and object id
     tag, kind = reader.text() or "", reader.text() or ""
     section = reader.int()
-    for _ in range(3):  # definition, drop statement, copy statement
-        reader.text()
+    reader.text()  # definition
+    drop = reader.text() or ""
+    reader.text()  # copy statement
     namespace = reader.text() or ""
     reader.text()  # tablespace
     if version >= (1, 14):
@@ -127,7 +129,7 @@ def _read_entry(reader: _Reader, version: tuple[int, int], offset_size: int) -> 
     while (dependency := reader.text()) is not None:
         dependencies.append(int(dependency))
     reader.take(1 + offset_size)  # offset of the data, never set in a pipe
-    return TocEntry(number, tag, kind, namespace, section, tuple(dependencies))
+    return TocEntry(number, tag, kind, namespace, section, tuple(dependencies), drop)
 
 
 @dataclass(frozen=True, slots=True)

@@ -114,6 +114,61 @@ _TABLESPACES = (
 )
 
 
+# What a database that was just made has none of. Objects of initdb have OIDs below 16384; what
+# belongs to an extension is counted as the extension.
+_OBJECTS = {
+    "relations": "SELECT count(*) FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace"
+    " WHERE c.relkind IN ('r', 'p', 'v', 'm', 'f', 'S') AND c.relpersistence <> 't'"
+    f" AND {_USER_SCHEMA} AND {_not_member('pg_class', 'c.oid')}",
+    "schemas": f"SELECT count(*) FROM pg_namespace n WHERE {_USER_SCHEMA}"
+    " AND n.nspname <> 'public'"
+    f" AND {_not_member('pg_namespace', 'n.oid')}",
+    "functions": "SELECT count(*) FROM pg_proc p JOIN pg_namespace n ON n.oid = p.pronamespace"
+    f" WHERE {_USER_SCHEMA} AND {_not_member('pg_proc', 'p.oid')}",
+    "types": "SELECT count(*) FROM pg_type t JOIN pg_namespace n ON n.oid = t.typnamespace"
+    " LEFT JOIN pg_class c ON c.oid = t.typrelid"
+    " WHERE (t.typrelid = 0 OR c.relkind = 'c') AND t.typcategory <> 'A'"
+    f" AND {_USER_SCHEMA} AND {_not_member('pg_type', 't.oid')}",
+    "collations": "SELECT count(*) FROM pg_collation c JOIN pg_namespace n"
+    f" ON n.oid = c.collnamespace WHERE {_USER_SCHEMA} AND {_not_member('pg_collation', 'c.oid')}",
+    "extensions": "SELECT count(*) FROM pg_extension WHERE extname <> 'plpgsql'",
+    "large_objects": "SELECT count(*) FROM pg_largeobject_metadata",
+    "publications": "SELECT count(*) FROM pg_publication",
+    "default_privileges": "SELECT count(*) FROM pg_default_acl",
+    "subscriptions": "SELECT count(subdbid) FROM pg_subscription WHERE subdbid ="
+    " (SELECT oid FROM pg_database WHERE datname = current_database())",
+    **{
+        kind: f"SELECT count(*) FROM {catalogue} o WHERE o.oid >= 16384"
+        f" AND {_not_member(catalogue, 'o.oid')}"
+        for kind, catalogue in {
+            "operators": "pg_operator",
+            "operator_classes": "pg_opclass",
+            "operator_families": "pg_opfamily",
+            "conversions": "pg_conversion",
+            "casts": "pg_cast",
+            "transforms": "pg_transform",
+            "languages": "pg_language",
+            "access_methods": "pg_am",
+            "event_triggers": "pg_event_trigger",
+            "foreign_data_wrappers": "pg_foreign_data_wrapper",
+            "foreign_servers": "pg_foreign_server",
+            "text_search_configurations": "pg_ts_config",
+            "text_search_dictionaries": "pg_ts_dict",
+            "text_search_parsers": "pg_ts_parser",
+            "text_search_templates": "pg_ts_template",
+        }.items()
+    },
+}
+
+
+def user_objects(connection: psycopg.Connection[Any]) -> dict[str, int]:
+    """Count whatever a new database does not have, by kind; empty for an empty database."""
+    query = "SELECT " + ", ".join(f"({count})" for count in _OBJECTS.values())
+    row = connection.execute(query.encode()).fetchone()
+    assert row is not None
+    return {kind: n for kind, n in zip(_OBJECTS, map(int, row), strict=True) if n}
+
+
 def lockable_tables(connection: psycopg.Connection[Any]) -> tuple[list[Table], list[str]]:
     """Tables with rows of their own, sizes still 0, and the SQL names of all that must not change.
 

@@ -25,11 +25,16 @@ from strongroom.repository.ports import SnapshotReader
 _MAINTENANCE_MEMORY = "256MB"
 
 
+def contents_of(definitions: int) -> archive.Contents:
+    """The table of contents of spooled definitions."""
+    return archive.read_contents(os.pread(definitions, os.fstat(definitions).st_size, 0))
+
+
 def select(run: Run, definitions: int) -> None:
     """Find out what belongs to the part that was asked for; NotFound when the backup lacks it."""
     if not run.order.subset:
         return
-    contents = archive.read_contents(os.pread(definitions, os.fstat(definitions).st_size, 0))
+    contents = contents_of(definitions)
     chosen = run.order.subset
     known = {(e.namespace, e.tag) for e in contents.entries if e.is_relation}
     wanted = {key for key in known if key[0] in chosen.schemas} | set(chosen.tables)

@@ -11,6 +11,7 @@ from typing import Any
 
 from strongroom.postgres.clients import Client, Clients
 from strongroom.postgres.logical import archive
+from strongroom.postgres.logical.inplace import InPlace
 from strongroom.postgres.logical.subset import Subset
 from strongroom.postgres.logical.target import Target
 from strongroom.postgres.logical.tool import Family
@@ -49,7 +50,7 @@ class Run:
     facts: Mapping[str, Any]
     client: Client
     server: ServerFacts
-    target: Target
+    target: Target | InPlace
     tablespaces: bool
     selection: archive.Selection | None = None
     family: Family = field(default_factory=Family)

@@ -7,11 +7,19 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from strongroom.errors import NotFound, Refused
+from strongroom.errors import (
+    DatabaseUnreachable,
+    KeyRefused,
+    NotFound,
+    Refused,
+    StrongroomError,
+)
 from strongroom.postgres.clients import Client, Clients
 from strongroom.postgres.logical import names
+from strongroom.postgres.logical.inplace import refuse_unfit
 from strongroom.postgres.logical.order import Order
 from strongroom.postgres.logical.source import FACTS_FORMAT
 from strongroom.postgres.logical.target import exists, leftovers
@@ -32,7 +40,10 @@ def look(order: Order, snapshot: SnapshotReader) -> tuple[dict[str, Any], Client
         _refuse_server(order, connection, server, source)
         present = exists(connection, order.target)
         users = _users_of(connection, order.target) if present else []
-        _refuse_target(order, present, users)
+        in_place = present and not order.replace
+        differs = _look_inside(order, facts, users) if in_place else []
+        if not in_place:
+            _refuse_making(order, connection, present)
         missing = {
             "extensions": _missing_extensions(connection, facts),
             "roles": _missing(connection, "SELECT rolname FROM pg_roles", facts["roles"]),
@@ -56,7 +67,9 @@ def look(order: Order, snapshot: SnapshotReader) -> tuple[dict[str, Any], Client
     plan = {
         "database": name,
         "target": order.target,
-        "replaces": present,
+        "replaces": present and order.replace,
+        "in_place": in_place,
+        "locale_kept": differs,
         "open_connections": users,
         "server": server.version,
         "pg_restore": client.text,
@@ -94,31 +107,52 @@ def _refuse_server(
         )
     if server.standby:
         raise Refused("The target server is a standby: nothing can be restored there.")
+
+
+def _refuse_making(order: Order, connection: psycopg.Connection[Any], present: bool) -> None:
+    """Refuse when a database has to be made beside the others and cannot be."""
     row = connection.execute(
         "SELECT rolsuper OR rolcreatedb FROM pg_roles WHERE rolname = current_user"
     ).fetchone()
     if not row or not row[0]:
         raise Refused(
             f"The role may not create databases on the server of {order.conninfo.where}.",
-            do="ALTER ROLE … CREATEDB, or restore with another role.",
+            do="ALTER ROLE … CREATEDB, or restore with another role; or have an empty database "
+            "made for it, and restore into that.",
         )
-
-
-def _refuse_target(order: Order, present: bool, users: Sequence[str]) -> None:
-    if not present:
-        return
-    if order.conninfo.database == order.target:
+    if present and order.conninfo.database == order.target:
         raise Refused(
             f"The dsn of the target leads to {order.target!r} itself, which is to be replaced.",
             do="Give the dsn of another database of the server, such as postgres.",
         )
-    if not order.replace:
-        connected = f" Connected to it: {', '.join(users)}." if users else ""
-        raise Refused(
-            f"A database {order.target!r} exists on the target server.{connected}",
-            do="Restore under another name, or pass --replace: the old one is dropped only "
-            "after the new one is complete and verified.",
-        )
+
+
+def _look_inside(order: Order, facts: Mapping[str, Any], users: Sequence[str]) -> list[str]:
+    """Refuse an existing database that is not to be replaced, unless it is empty and fit."""
+    there = order.conninfo.on(order.target)
+    with connect(there) as connection, translated(there):
+        return refuse_unfit(connection, facts, locale=order.locale, users=users)
+
+
+def reachable(order: Order) -> Order:
+    """The same order, by way of the target itself where nothing else of the server may be entered.
+
+    Services that hand out one database often let nobody into `postgres`.
+    """
+    try:
+        connect(order.conninfo).close()
+    except (DatabaseUnreachable, KeyRefused, Refused) as fault:
+        if "authentication failed" in fault.what or "no password" in fault.what:
+            raise  # a wrong password is not tried twice
+        direct = order.conninfo.on(order.target)
+        try:
+            connect(direct).close()
+        except StrongroomError:
+            pass
+        else:
+            return replace(order, conninfo=direct)
+        raise
+    return order
 
 
 def _may_be_wanted(order: Order, table: Mapping[str, Any]) -> bool:
@@ -159,7 +193,8 @@ def _missing(connection: psycopg.Connection[Any], query: str, wanted: Collection
 def _users_of(connection: psycopg.Connection[Any], database: str) -> list[str]:
     rows = connection.execute(
         "SELECT format('process %%s: %%s %%s', pid, usename, application_name)"
-        " FROM pg_stat_activity WHERE datname = %s AND backend_type = 'client backend' ORDER BY pid",
+        " FROM pg_stat_activity WHERE datname = %s AND backend_type = 'client backend'"
+        " AND pid <> pg_backend_pid() ORDER BY pid",
         [database],
     )
     return [text.strip() for (text,) in rows]
@@ -172,7 +207,10 @@ def _free_space(connection: psycopg.Connection[Any]) -> int | None:
     """
     if connection.info.hostaddr:
         return None
-    row = connection.execute("SELECT current_setting('data_directory', true)").fetchone()
+    # current_setting would be an error for roles that may not know; the view shows them nothing.
+    row = connection.execute(
+        "SELECT setting FROM pg_settings WHERE name = 'data_directory'"
+    ).fetchone()
     try:
         return shutil.disk_usage(row[0]).free if row and row[0] else None
     except OSError:

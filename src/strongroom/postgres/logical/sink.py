@@ -17,8 +17,9 @@ from strongroom.errors import Damaged, StrongroomError
 from strongroom.format.tree import Entry
 from strongroom.postgres.clients import Clients
 from strongroom.postgres.logical import loading, names, verifying
+from strongroom.postgres.logical.inplace import InPlace
 from strongroom.postgres.logical.order import Order, Run
-from strongroom.postgres.logical.preflight import choose_database, look
+from strongroom.postgres.logical.preflight import choose_database, look, reachable
 from strongroom.postgres.logical.roles import apply_roles, plan_roles
 from strongroom.postgres.logical.source import default_jobs
 from strongroom.postgres.logical.subset import Subset
@@ -29,21 +30,19 @@ from strongroom.repository.ports import Outcome, SnapshotReader
 
 __all__ = ["LogicalSink", "Subset"]
 
-_LEFT_BEHIND = (
-    "The unfinished database was dropped; every other database of the server is as it was."
-)
-
 
 class LogicalSink:
     """Restores one database of a logical backup into `target` on the server of `dsn`.
 
     `dsn` leads to a maintenance database (`postgres` when it names none) with a role that may
     create databases. `database` says which one of the backup when it has several. An existing
-    `target` is refused unless `replace`; it is then swapped in one transaction, after the new one
-    is verified, and dropped. `subset` restores a part; `global_objects` creates missing roles
-    first; `owner` and `privileges` False leave everything to the restoring role. `locale` stands
-    in for the recorded one where the target's machine lacks it. `keep_failed` keeps a failed
-    restore's database for a look instead of dropping it.
+    `target` is filled in place when it is empty, stays the database it is, and needs no other right
+    than to create in it (`inplace.py`). One that is not empty is refused unless `replace`; it is
+    then swapped in one transaction, after the new one is verified, and dropped. `subset` restores a
+    part; `global_objects` creates missing roles first; `owner` and `privileges` False leave
+    everything to the restoring role. `locale` stands in for the recorded one where the target's
+    machine lacks it. `keep_failed` keeps a failed restore's database for a look instead of dropping
+    it.
     """
 
     def __init__(
@@ -88,15 +87,15 @@ class LogicalSink:
 
     def preflight(self, snapshot: SnapshotReader) -> Mapping[str, Any]:
         """Check that the restore can be carried out; see `ports.Sink`."""
-        return look(self._order, snapshot)[0]
+        return look(reachable(self._order), snapshot)[0]
 
     def restore(self, snapshot: SnapshotReader, *, progress: Progress) -> Outcome:
         """Write, verify, and give the name; see `ports.Sink`."""
-        order = self._order
         progress.phase("checking the target")
+        order = reachable(self._order)
         plan, client, server = look(order, snapshot)
         name, facts = choose_database(snapshot.facts, order.database)
-        target = Target(order.conninfo, order.target)
+        target = _target(order, in_place=plan["in_place"])
         lacking = plan["tablespaces_missing"]
         run = Run(order, snapshot, progress, name, facts, client, server, target, not lacking)
         entries = _streams(run)
@@ -115,6 +114,7 @@ class LogicalSink:
         outcome = {
             "database": order.target,
             "replaced": plan["replaces"],
+            "in_place": plan["in_place"],
             "tables": len(run.tables),
             "rows": sum(t["rows"] for t in run.tables),
             "verified": True,
@@ -122,6 +122,12 @@ class LogicalSink:
             **run.notes,
         }
         return Outcome(len(entries), size, tuple(run.problems), outcome)
+
+
+def _target(order: Order, *, in_place: bool) -> Target | InPlace:
+    if in_place:
+        return InPlace(order.conninfo.on(order.target))
+    return Target(order.conninfo, order.target)
 
 
 def _streams(run: Run) -> dict[bytes, Entry]:
@@ -162,6 +168,7 @@ def _fill(run: Run, entries: Mapping[bytes, Entry]) -> int:
     rest = [entry for entry in entries.values() if entry.path != schema.path]
     rest.sort(key=lambda entry: (-entry.size, entry.path))
     with loading.spooled(run.snapshot, schema) as definitions:
+        run.target.learn(loading.contents_of(definitions))
         loading.select(run, definitions)
         chosen = [entry for entry in rest if loading.is_wanted(run, entry)]
         size = schema.size + sum(entry.size for entry in chosen)
@@ -192,18 +199,7 @@ def _finish(run: Run) -> None:
 
 
 def _clean_up(run: Run, fault: BaseException) -> None:
-    """Drop the half-made database; say in the error what state things are in."""
-    target = run.target
-    if run.order.keep_failed:
-        state = f"The unfinished database was kept as {target.unfinished!r}: do not trust it."
-    else:
-        try:
-            target.drop()
-            state = _LEFT_BEHIND
-        except StrongroomError as second:
-            state = (
-                f"The unfinished database {target.unfinished!r} could not be dropped "
-                f"({second.what}); every other database is as it was."
-            )
+    """Drop the half-made database, or what was put into it; say what state things are in."""
+    state = run.target.abandon(keep=run.order.keep_failed)
     if isinstance(fault, StrongroomError):
         fault.means = state

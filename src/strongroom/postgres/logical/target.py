@@ -12,7 +12,8 @@ import secrets
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-from strongroom.errors import Busy, Refused
+from strongroom.errors import Busy, Refused, StrongroomError
+from strongroom.postgres.logical.archive import Contents
 from strongroom.postgres.server import Conninfo, connect, literal, quoted, translated
 
 if TYPE_CHECKING:
@@ -26,6 +27,8 @@ _NEVER_SET = ("session_preload_libraries", "local_preload_libraries", "shared_pr
 
 class Target:
     """One database in the making. `conninfo` is of a maintenance database on the same server."""
+
+    marks = 0
 
     def __init__(self, conninfo: Conninfo, name: str) -> None:
         self._maintenance = conninfo
@@ -58,7 +61,25 @@ class Target:
                 f"COMMENT ON DATABASE {quoted(self.unfinished)} IS {literal(note)}".encode()
             )
 
-    def drop(self) -> None:
+    def learn(self, contents: Contents) -> None:
+        """Need nothing of the archive: what is made goes as a whole."""
+
+    def abandon(self, *, keep: bool) -> str:
+        """Drop the unfinished database unless `keep`; say what state things are in."""
+        if keep:
+            return f"The unfinished database was kept as {self.unfinished!r}: do not trust it."
+        try:
+            self._drop()
+        except StrongroomError as second:
+            return (
+                f"The unfinished database {self.unfinished!r} could not be dropped "
+                f"({second.what}); every other database is as it was."
+            )
+        return (
+            "The unfinished database was dropped; every other database of the server is as it was."
+        )
+
+    def _drop(self) -> None:
         """Drop the unfinished database if it is there."""
         with connect(self._maintenance) as connection, translated(self._maintenance):
             statement = f"DROP DATABASE IF EXISTS {quoted(self.unfinished)} WITH (FORCE)"
