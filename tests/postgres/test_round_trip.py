@@ -10,7 +10,7 @@ import pytest
 
 from postgres.conftest import Databases, names_on, quote
 from postgres.keeping import DoubleKeeper, EngineKeeper, Keeper
-from strongroom.errors import Damaged, NotFound, Refused
+from strongroom.errors import Damaged, NotFound, Refused, StrongroomError
 from strongroom.postgres.compare import compare_databases
 from strongroom.postgres.embedded import EmbeddedServer
 from strongroom.postgres.logical import names
@@ -122,6 +122,43 @@ def test_large_tables_are_streams_of_their_own_and_progress_adds_up(
     with server18.connect(part) as connection:
         row = connection.execute("SELECT count(*) FROM zoo.big").fetchone()
         assert row == (60000,)
+
+
+def test_what_cannot_be_built_while_others_load_is_said_and_never_replaces(
+    server16: EmbeddedServer, databases: Databases, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("strongroom.postgres.logical.plan.SMALLEST_ALONE", 50_000)
+    monkeypatch.setattr("strongroom.postgres.logical.plan.SMALLEST_GROUPED", 20_000)
+    sql = (
+        "CREATE FUNCTION same(i int) RETURNS int LANGUAGE sql IMMUTABLE AS 'SELECT i';"
+        "CREATE TABLE t AS SELECT i AS a FROM generate_series(1, 20000) i;"
+        "CREATE UNIQUE INDEX twice ON t (same(a)); CREATE INDEX fine ON t (a);"
+        "CREATE TABLE u AS TABLE t; ALTER TABLE u ADD PRIMARY KEY (a);"
+        "CREATE INDEX other ON u (a DESC); CREATE STATISTICS st ON a, (a % 7) FROM u;"
+        "CREATE OR REPLACE FUNCTION same(i int) RETURNS int LANGUAGE sql IMMUTABLE AS 'SELECT 0'"
+    )
+    made = databases.make(server16, sql=sql)
+    kept = DoubleKeeper().keep(source(server16, made)).snapshot
+    assert len(list(kept.entries())) > 3
+    target = databases.name(server16)
+    heard = Heard()
+    sink = LogicalSink(server16.dsn, target, jobs=2)
+    problems = sink.restore(kept, progress=heard).problems
+    assert "could not create unique index" in problems[0].reason
+    assert "indexes instead of 4" in problems[1].reason
+    with server16.connect(target) as connection:
+        query = "SELECT indexname FROM pg_indexes WHERE schemaname = 'public' ORDER BY 1"
+        found = [name for (name,) in connection.execute(query)]
+        assert found == ["fine", "other", "u_pkey"]
+        assert connection.execute("SELECT count(*) FROM pg_stats_ext").fetchone() == (1,)
+        query = (
+            "SELECT count(*) FROM pg_stats WHERE schemaname = 'public' AND n_distinct IS NOT NULL"
+        )
+        assert (connection.execute(query).fetchone() or (0,))[0] >= 2
+    with pytest.raises(StrongroomError, match="could not create unique index"):
+        restore(server16, kept, target, replace=True)
+    with server16.connect(target) as connection:
+        assert connection.execute("SELECT count(*) FROM t").fetchone() == (20000,)
 
 
 @pytest.mark.parametrize("old", [15, 16])

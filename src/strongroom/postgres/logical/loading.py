@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import contextlib
 import os
-import queue
 from collections.abc import Iterator, Sequence
-from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
+from concurrent.futures import FIRST_EXCEPTION, Future, wait
 
 from strongroom.errors import Damaged, NotFound, StrongroomError
 from strongroom.format.tree import Entry
@@ -73,13 +72,17 @@ def _argv(run: Run, section: str) -> list[str | bytes]:
     return argv
 
 
-def run_definitions(run: Run, definitions: int, section: str, *, jobs: int) -> None:
-    """Restore one section of the definitions with `jobs` connections."""
+def run_definitions(
+    run: Run, definitions: int, section: str, *, jobs: int, ids: Sequence[int] | None = None
+) -> None:
+    """Restore one section of the definitions with `jobs` connections; `ids` of it, or all."""
     argv = [*_argv(run, section), f"--jobs={jobs}"]
     with contextlib.ExitStack() as stack:
         descriptors = [definitions]
-        if run.selection is not None:
-            listed = stack.enter_context(_list_file(run.selection.ids))
+        if ids is None and run.selection is not None:
+            ids = run.selection.ids
+        if ids is not None:
+            listed = stack.enter_context(_list_file(ids))
             descriptors.append(listed)
             argv.append(f"--use-list=/proc/self/fd/{listed}")
         argv.append(f"/proc/self/fd/{definitions}")
@@ -124,41 +127,29 @@ def _is_the_end(run: Run, section: str, hard: Sequence[Complaint]) -> bool:
     return not run.order.subset or any("CREATE TABLE" in item.command for item in hard)
 
 
-def load_all(run: Run, entries: Sequence[Entry]) -> None:
-    """Load the data of all streams, as many at a time as there are jobs."""
-    waiting: queue.SimpleQueue[Entry] = queue.SimpleQueue()
-    for entry in entries:
-        waiting.put(entry)
-    with ThreadPoolExecutor(run.order.jobs, "pg-restore") as pool:
-        workers = [pool.submit(_load_some, run, waiting) for _ in range(run.order.jobs)]
-        wait_for(workers, run)
+def load(run: Run, entry: Entry) -> list[tuple[str, str]]:
+    """Feed one stream to one pg_restore; return the tables whose rows are in now.
 
-
-def _load_some(run: Run, waiting: queue.SimpleQueue[Entry]) -> None:
-    while True:
-        try:
-            entry = waiting.get_nowait()
-        except queue.Empty:
-            return
-        _load(run, entry)
-
-
-def _load(run: Run, entry: Entry) -> None:
-    """Feed one stream to one pg_restore."""
+    Those of the "main" stream are not named: they are many and small.
+    """
     pieces: Iterator[memoryview | bytes] = run.snapshot.stream(entry)
     argv = _argv(run, "data")
     with contextlib.ExitStack() as stack:
         descriptors = []
-        if run.selection is not None:
+        tables: list[tuple[str, str]] = []
+        if run.selection is not None or entry.path != names.main_path(run.database):
             head, contents = _head(pieces)
+            pieces = _after(head, pieces)
+            tables = [(e.namespace, e.tag) for e in contents.entries if e.kind == "TABLE DATA"]
+        if run.selection is not None:
             ids = archive.data_for(contents, run.selection.relations)
+            tables = [key for key in tables if key in run.selection.relations]
             if not ids:
                 run.progress.advance(size=entry.size, files=1)
-                return
+                return []
             listed = stack.enter_context(_list_file(ids))
             descriptors.append(listed)
             argv.append(f"--use-list=/proc/self/fd/{listed}")
-            pieces = _after(head, pieces)
         tool = stack.enter_context(
             Tool(argv, run.target.conninfo, run.family, feed=True, pass_fds=descriptors)
         )
@@ -170,6 +161,7 @@ def _load(run: Run, entry: Entry) -> None:
         status, said = tool.wait()
     run.progress.advance(size=entry.size - fed, files=1)
     _judge_data(run, entry, status, said)
+    return tables
 
 
 def _judge_data(run: Run, entry: Entry, status: int, said: str) -> None:

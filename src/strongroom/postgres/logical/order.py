@@ -56,6 +56,7 @@ class Run:
     family: Family = field(default_factory=Family)
     problems: list[Problem] = field(default_factory=list)
     notes: dict[str, Any] = field(default_factory=dict)
+    counted: dict[tuple[str, str], int] = field(default_factory=dict)
 
     def problem(self, where: str, reason: str) -> None:
         """Remember a part that is not as it was."""

@@ -4,8 +4,9 @@ Rule of this file: a restore fills a new database under a name that says "unfini
 counts every table and compares it with what was counted in the backup's own snapshot, and only then
 gives it the name that was asked for. What fails in between leaves nothing behind but the message.
 
-    pre-data (schema.dump)  →  data of every stream, largest first  →  post-data (schema.dump, -j)
-    →  owner, rights, settings  →  ANALYZE  →  counts, sequences, inventory  →  the name
+    pre-data (schema.dump)  →  data of every stream, largest first, and what can be built on it
+    (`pipeline.py`)  →  the rest of post-data (schema.dump, -j)  →  owner, rights, settings
+    →  ANALYZE and counts where they are still to do, sequences, inventory  →  the name
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from typing import Any
 from strongroom.errors import Damaged, StrongroomError
 from strongroom.format.tree import Entry
 from strongroom.postgres.clients import Clients
-from strongroom.postgres.logical import loading, names, verifying
+from strongroom.postgres.logical import loading, names, pipeline, verifying
 from strongroom.postgres.logical.inplace import InPlace
 from strongroom.postgres.logical.order import Order, Run
 from strongroom.postgres.logical.preflight import choose_database, look, reachable
@@ -177,9 +178,9 @@ def _fill(run: Run, entries: Mapping[bytes, Entry]) -> int:
         progress.phase("definitions")
         loading.run_definitions(run, definitions, "pre-data", jobs=1)
         progress.phase("data")
-        loading.load_all(run, chosen)
+        left = pipeline.load_and_build(run, chosen, definitions)
         progress.phase("indexes and constraints")
-        loading.run_definitions(run, definitions, "post-data", jobs=run.order.jobs)
+        loading.run_definitions(run, definitions, "post-data", jobs=run.order.jobs, ids=left)
     return size
 
 
@@ -188,9 +189,6 @@ def _finish(run: Run) -> None:
     order = run.order
     for text in run.target.dress(run.facts, owner=order.owner):
         run.problem(order.target, text)
-    if order.analyze:
-        run.progress.phase("statistics")
-        verifying.spread_tables(run, verifying.analyze_table)
     run.progress.phase("verifying")
     verifying.verify(run)
     run.progress.phase("naming")

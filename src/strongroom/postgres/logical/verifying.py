@@ -6,10 +6,11 @@ and the number of objects of every kind are compared; a difference is `Damaged`.
 
 from __future__ import annotations
 
+import contextlib
 import queue
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from strongroom.errors import Damaged
@@ -24,7 +25,8 @@ if TYPE_CHECKING:
 
 def verify(run: Run) -> None:
     """Compare with what was recorded; Damaged when rows or objects are missing."""
-    counts = spread_tables(run, catalogue.count_rows)
+    _settle_rest(run)
+    counts = run.counted
     wrong = [
         f"{quoted(t['schema'], t['name'])} has {counts.get((t['schema'], t['name']), 'no')} "
         f"rows instead of {t['rows']}"
@@ -43,38 +45,57 @@ def verify(run: Run) -> None:
             _check_inventory(connection, run)
 
 
-def spread_tables(
-    run: Run, work: Callable[[psycopg.Connection[Any], str, str], int]
-) -> dict[tuple[str, str], int]:
-    """Do `work(connection, schema, name)` for every table, largest first, on `jobs` threads."""
+class Settler:
+    """Analyses and counts tables on one connection, which is opened when there is a first one."""
+
+    def __init__(self, run: Run) -> None:
+        self._run = run
+        self._open = contextlib.ExitStack()
+        self._connection: psycopg.Connection[Any] | None = None
+
+    def __enter__(self) -> Settler:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        value: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._open.close()
+
+    def table(self, key: tuple[str, str]) -> None:
+        """Collect planner statistics of a table and count its rows, which are then known."""
+        conninfo = self._run.target.conninfo
+        if self._connection is None:
+            self._connection = self._open.enter_context(connect(conninfo))
+            self._open.enter_context(
+                self._run.family.watching(partial(interrupt, self._connection))
+            )
+        with translated(conninfo):
+            if self._run.order.analyze:
+                self._connection.execute(f"ANALYZE {quoted(*key)}".encode())
+            self._run.counted[key] = catalogue.count_rows(self._connection, *key)
+
+
+def _settle_rest(run: Run) -> None:
+    """Analyse and count every table that is still to do, largest first, on `jobs` threads."""
     waiting: queue.SimpleQueue[tuple[str, str]] = queue.SimpleQueue()
     for table in sorted(run.tables, key=lambda t: -int(t["size"])):
-        waiting.put((table["schema"], table["name"]))
-    done: dict[tuple[str, str], int] = {}
+        if (table["schema"], table["name"]) not in run.counted:
+            waiting.put((table["schema"], table["name"]))
 
     def some() -> None:
-        conninfo = run.target.conninfo
-        with (
-            connect(conninfo) as connection,
-            translated(conninfo),
-            run.family.watching(partial(interrupt, connection)),
-        ):
+        with Settler(run) as settler:
             while True:
                 try:
                     key = waiting.get_nowait()
                 except queue.Empty:
                     return
-                done[key] = work(connection, *key)
+                settler.table(key)
 
     with ThreadPoolExecutor(run.order.jobs, "pg-verify") as pool:
         wait_for([pool.submit(some) for _ in range(run.order.jobs)], run)
-    return done
-
-
-def analyze_table(connection: psycopg.Connection[Any], schema: str, name: str) -> int:
-    """Collect planner statistics of one table."""
-    connection.execute(f"ANALYZE {quoted(schema, name)}".encode())
-    return 0
 
 
 def _check_sequences(connection: psycopg.Connection[Any], run: Run) -> None:
