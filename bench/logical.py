@@ -36,7 +36,13 @@ def logical(work: str, times: int, scale: float = 1.0) -> list[Row]:
 
 
 def _strongroom(work: str, server: EmbeddedServer) -> Strongroom:
-    source = f'[source.bench]\ntype = "postgres"\ndsn = "{server.dsn_for("bench")}"\n'
+    from psycopg.conninfo import conninfo_to_dict, make_conninfo  # noqa: PLC0415
+
+    # A password in a dsn is refused by the configuration; it goes by the environment.
+    parameters = conninfo_to_dict(server.dsn_for("bench"))
+    os.environ["BENCH_PASSWORD"] = str(parameters.pop("password"))
+    dsn = make_conninfo(**parameters)
+    source = f'[source.bench]\ntype = "postgres"\ndsn = "{dsn}"\npassword = "env:BENCH_PASSWORD"\n'
     return Strongroom(work, source)
 
 
