@@ -41,7 +41,7 @@ def _strongroom(work: str, server: EmbeddedServer) -> Strongroom:
     # A password in a dsn is refused by the configuration; it goes by the environment.
     parameters = conninfo_to_dict(server.dsn_for("bench"))
     os.environ["BENCH_PASSWORD"] = str(parameters.pop("password"))
-    dsn = make_conninfo(**parameters)
+    dsn = make_conninfo(**{key: str(value) for key, value in parameters.items()})
     source = f'[source.bench]\ntype = "postgres"\ndsn = "{dsn}"\npassword = "env:BENCH_PASSWORD"\n'
     return Strongroom(work, source)
 
