@@ -39,6 +39,9 @@ def test_pages_round_trip(found: list[Entry]) -> None:
     page = tree.encode_page((entry.path, tree.encode_record(entry)) for entry in found)
     decoded = [tree.decode_record(path, record) for path, record in tree.decode_page(page)]
     assert decoded == found
+    at_one_stroke = tree.decode_entries(page)
+    assert at_one_stroke == found
+    assert {type(entry) for entry in at_one_stroke} <= {Entry}
 
 
 def test_the_folder_is_written_once() -> None:
@@ -92,9 +95,12 @@ def test_changed_pages_decode_or_raise_value_error(data: st.DataObject) -> None:
     for _ in range(data.draw(st.integers(1, 4))):
         page[data.draw(st.integers(0, len(page) - 1))] = data.draw(st.integers(0, 255))
     try:
-        decode_all(bytes(page))
+        expected = decode_all(bytes(page))
     except ValueError:
-        return
+        with pytest.raises(ValueError):
+            tree.decode_entries(bytes(page))
+    else:
+        assert tree.decode_entries(bytes(page)) == expected
 
 
 @given(st.binary(max_size=300))
