@@ -757,7 +757,7 @@ PyDoc_STRVAR(write_files_doc,
 static PyObject *write_files(PyObject *module, PyObject *args)
 {
     int dirfd;
-    PyObject *given, *rows = NULL, *result = NULL;
+    PyObject *given, *rows = NULL, *result = NULL, *good = NULL;
     Py_ssize_t count = 0, parsed = 0;
     spec *all = NULL;
     (void)module;
@@ -774,9 +774,11 @@ static PyObject *write_files(PyObject *module, PyObject *args)
             goto done;
     if (write_batches(dirfd, all, (size_t)count) < 0)
         goto done;
-    result = PyList_New(count);
+    if ((good = Py_BuildValue("(ii)", DONE, 0)))
+        result = PyList_New(count);
     for (Py_ssize_t i = 0; result && i < count; i++) {
-        PyObject *pair = Py_BuildValue("(ii)", all[i].step, all[i].error);
+        PyObject *pair = all[i].step == DONE ? Py_NewRef(good)
+                                             : Py_BuildValue("(ii)", all[i].step, all[i].error);
         if (pair)
             PyList_SET_ITEM(result, i, pair);
         else
@@ -786,6 +788,7 @@ done:
     for (Py_ssize_t i = 0; i < parsed; i++)
         PyBuffer_Release(&all[i].data);
     PyMem_RawFree(all);
+    Py_XDECREF(good);
     Py_DECREF(rows);
     return result;
 }

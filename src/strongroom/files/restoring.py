@@ -36,6 +36,8 @@ WRITERS = 2
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 _GOOD = (DONE, 0)
 _FACTS = {OWNER: "owner", MODE: "mode", TIMES: "time"}
+_NO_NAMES = (b"", b".", b"..")
+_EMPTY = memoryview(b"")
 _CONTENT = (Kind.FILE, Kind.STREAM)
 
 _Group = tuple[int, list[FileSpec], list[Entry]]  # directory, specs, the entries they are for
@@ -80,6 +82,7 @@ class Restoring:
         self._group_of = b""
         self._batch: list[_Group] = []
         self._batched = self._batched_size = 0
+        self._facts: dict[tuple[int, int, int], tuple[int, int, int]] = {}
         self._pool = ThreadPoolExecutor(WRITERS, thread_name_prefix="write")
         self._running: deque[tuple[Future[list[list[tuple[int, int]]]], list[_Group]]] = deque()
 
@@ -101,14 +104,21 @@ class Restoring:
                 self._not_written(entry, fault.errno or errno.EIO)
 
     def _acceptable(self, entries: Iterable[Entry]) -> Iterator[Entry]:
+        plain = None  # a directory whose path was looked at
         for entry in entries:
-            fault = fault_of_path(entry.path) if entry.path else ""
-            if not entry.path and entry.kind is not Kind.DIRECTORY:
+            path = entry.path
+            parent, _, name = path.rpartition(b"/")
+            if parent and parent == plain and name not in _NO_NAMES and b"\0" not in name:
+                yield entry
+                continue
+            fault = fault_of_path(path) if path else ""
+            if not path and entry.kind is not Kind.DIRECTORY:
                 fault = "refused: the root is no directory"
             if fault:
-                self._failed.add(entry.path)
-                self.noted.one(entry.path, fault)
+                self._failed.add(path)
+                self.noted.one(path, fault)
             else:
+                plain = parent
                 yield entry
 
     def _place(self, entry: Entry, pieces: Pieces) -> None:
@@ -140,13 +150,12 @@ class Restoring:
 
     def _place_file(self, entry: Entry, pieces: Pieces) -> None:
         if entry.size <= SMALL_FILE and not entry.xattrs:
-            # A piece is valid until the next one is taken, and the batch outlives it.
-            gathered = [(offset, bytes(piece)) for offset, piece in pieces]
-            offset, data = gathered[0] if gathered else (0, b"")
+            gathered = [(offset, _kept(piece)) for offset, piece in pieces]
+            offset, data = gathered[0] if gathered else (0, _EMPTY)
             if not offset and len(data) == entry.size and len(gathered) < 2:
                 self._gather(entry, data)
                 return
-            pieces = [(offset, memoryview(piece)) for offset, piece in gathered]
+            pieces = gathered
         self._placing.file(self._parent(entry), entry, pieces)
         self._written(entry)
 
@@ -174,15 +183,18 @@ class Restoring:
 
     # -- small files -----------------------------------------------------------------------
 
-    def _gather(self, entry: Entry, data: bytes) -> None:
+    def _gather(self, entry: Entry, data: memoryview) -> None:
         parent, _, name = entry.path.rpartition(b"/")
         group = self._group
         if group is None or parent != self._group_of:
             group = (os.dup(self._beneath.directory(parent)), [], [])
             self._group, self._group_of = group, parent
             self._batch.append(group)
-        uid, gid = self._placing.owner_of(entry)
-        group[1].append((name, data, self._placing.mode_of(entry), uid, gid, entry.mtime_ns))
+        of = (entry.uid, entry.gid, entry.mode)
+        facts = self._facts.get(of)
+        if facts is None:
+            facts = self._facts[of] = self._placing.mode_of(entry), *self._placing.owner_of(entry)
+        group[1].append((name, data, *facts, entry.mtime_ns))
         group[2].append(entry)
         self._batched += 1
         self._batched_size += len(data)
@@ -314,6 +326,11 @@ class Restoring:
         self._running.clear()
         self._batch = []
         self._beneath.close()
+
+
+def _kept(piece: memoryview) -> memoryview:
+    """What a piece holds, for longer than until the next one is taken."""
+    return piece if isinstance(piece.obj, bytes) else memoryview(bytes(piece))
 
 
 def _write(batch: list[_Group]) -> list[list[tuple[int, int]]]:

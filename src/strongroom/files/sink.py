@@ -12,6 +12,7 @@ import os
 import stat as modes
 import struct
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import chain, compress
 from typing import Any
 
 from strongroom.errors import NotFound, Refused, StrongroomError
@@ -174,14 +175,14 @@ class FileSink:
         found = [0, 0, 0, 0]
         for names in Walk(root, run.noted.one).runs():
             kinds = names.kinds[names.start : names.stop]
-            keys = names.keys[names.start * KEY_SIZE : names.stop * KEY_SIZE]
+            keys = memoryview(names.keys)[names.start * KEY_SIZE : names.stop * KEY_SIZE]
             regular = kinds.count(_REGULAR)
             directories = kinds.count(DIRECTORY)
             found[0] += regular
             found[1] += directories
             found[2] += len(kinds) - regular - directories
-            sizes = zip(_SIZES.iter_unpack(keys), kinds, strict=True)
-            found[3] += sum(size for (size,), kind in sizes if kind == _REGULAR)
+            sizes = chain.from_iterable(_SIZES.iter_unpack(keys))
+            found[3] += sum(compress(sizes, map(_REGULAR.__eq__, kinds)))
         written = [run.files + run.linked, run.directories, run.others, run.size + run.linked_size]
         if found != written:
             run.noted.one(
