@@ -1,3 +1,3 @@
-"""Strongroom: PostgreSQL databases and file vaults in one encrypted repository, and proof that they restore."""
+"""Strongroom: PostgreSQL databases and file vaults in one encrypted repository, and proof."""
 
 __version__ = "0.1.0"

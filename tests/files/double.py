@@ -94,6 +94,12 @@ class MemoryTree:
         assert not self.records or self.records[-1][0] < path, "out of order"
         self.records.append((path, record))
 
+    def mark(self) -> bytes:
+        return b""
+
+    def adopt(self, mark: bytes) -> bool:
+        return False
+
 
 class MemorySession:
     """`read` counts bytes given as small files, `streams` contents begun, in this session."""

@@ -188,7 +188,7 @@ def test_all_faults_come_at_once(write: Write) -> None:
 
 
 def test_what_is_not_toml_names_the_line(write: Write) -> None:
-    assert "line 2" in faults_of(write('[repository]\nurl = x\n'))[0][1]
+    assert "line 2" in faults_of(write("[repository]\nurl = x\n"))[0][1]
 
 
 def test_missing_named_file(tmp_path: Path) -> None:

@@ -44,7 +44,7 @@ SECRET_VARIABLES: Mapping[str, Key] = {
 }
 
 
-class ConfigFaults(ConfigError):  # noqa: N818 -- many faults in one error
+class ConfigFaults(ConfigError):
     """The configuration has faults; `faults` lists all of them as (place, sentence)."""
 
     def __init__(self, faults: list[tuple[str, str]]) -> None:

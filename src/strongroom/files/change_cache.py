@@ -1,10 +1,11 @@
 """What the last run saw, so that an unchanged file is not read again. Only ever a saving of time.
 
-    file      header ‖ block …                       entries ascending by raw path
+    file      header ‖ block … ‖ tree                entries ascending by raw path
     header    magic 8 ‖ identity 32 ‖ entries u64 ‖ files u64 ‖ size u64 ‖ digest 32
     block     count u32 ‖ payload length u32 ‖ digest 32 ‖ payload
     payload   path lengths u16 … ‖ record lengths u32 … ‖ ids lengths u32 … ‖ keys ‖ paths
               ‖ records ‖ ids                        keys are kernel.KEY, KEY_SIZE bytes each
+    tree      block of no entries: the mark of the whole tree ‖ its length u32 ‖ magic 8
 
 Digests are BLAKE3. `identity` is the hash of repository, source and root: another's
 cache is no cache. Anything that does not fit ends the cache there; what is missing is read
@@ -41,6 +42,8 @@ _MAGIC = b"SRFILES1"
 _HEADER = struct.Struct("<8s32sQQQ32s")
 _BLOCK = struct.Struct("<II32s")
 _COLUMNS = 2 + 4 + 4 + KEY_SIZE
+_TREE = struct.Struct("<I8s")
+_TREE_MAGIC = b"SRTREE01"
 
 Kept = tuple[bytes, bytes, bytes]  # key, record, ids
 
@@ -66,12 +69,16 @@ class _Block:
 
 
 class Span:
-    """Neighbours that are all as they were: entries [start, stop) of a block of the last run."""
+    """Neighbours that are all as they were: entries [start, stop) of a block of the last run.
 
-    __slots__ = ("_block", "_start", "_stop")
+    `position` is the number of entries of the last run that stand before them.
+    """
 
-    def __init__(self, block: _Block, start: int, stop: int) -> None:
+    __slots__ = ("_block", "_start", "_stop", "position")
+
+    def __init__(self, block: _Block, start: int, stop: int, before: int) -> None:
         self._block, self._start, self._stop = block, start, stop
+        self.position = before + start
 
     def __len__(self) -> int:
         return self._stop - self._start
@@ -81,6 +88,16 @@ class Span:
         """The chunk ids of all of them."""
         block = self._block
         return block.payload[block.ids_at[self._start] : block.ids_at[self._stop]]
+
+    @property
+    def keys(self) -> bytes:
+        """The keys of all of them."""
+        return self._block.keys[self._start * KEY_SIZE : self._stop * KEY_SIZE]
+
+    def front(self, count: int) -> Span:
+        """The first `count` of them."""
+        before = self.position - self._start
+        return Span(self._block, self._start, min(self._stop, self._start + count), before)
 
     def records(self) -> Iterator[tuple[bytes, bytes]]:
         """Yield (path, record) in order."""
@@ -129,8 +146,9 @@ class LastRun:
 
     def __init__(self, path: bytes | None, whose: bytes) -> None:
         self.entries = self.files = self.size = 0
+        self._whose = whose
         self._fd = -1
-        self._at = 0
+        self._at = self._before = 0
         self._block = _Block([], b"", [0], [0], [0], b"")
         self._rest: Iterator[_Block] = iter(())
         if path is not None and self._open(path, whose):
@@ -153,11 +171,48 @@ class LastRun:
         self.entries, self.files, self.size = entries, files, size
         return True
 
+    @property
+    def position(self) -> int:
+        """The number of the entry that was found last, from 0."""
+        return self._before + self._at - 1
+
+    def again(self) -> LastRun:
+        """The same cache from its beginning, even if the file's name means another by now."""
+        other = LastRun(None, self._whose)
+        if self._fd >= 0:
+            other._fd = os.dup(self._fd)
+            other.entries, other.files, other.size = self.entries, self.files, self.size
+            other._rest = other._blocks()
+        return other
+
+    def spans(self) -> Iterator[Span]:
+        """Yield all entries of a cache that was not asked for any, a block at a time."""
+        before = 0
+        for block in self._rest:
+            if block.paths:
+                yield Span(block, 0, len(block.paths), before)
+                before += len(block.paths)
+
+    def tree(self) -> bytes:
+        """The mark of the whole tree of the last run; empty when there is none."""
+        end = os.fstat(self._fd).st_size if self._fd >= 0 else 0
+        if end < _HEADER.size + _TREE.size:
+            return b""
+        length, magic = _TREE.unpack(os.pread(self._fd, _TREE.size, end - _TREE.size))
+        begin = end - _TREE.size - length - _BLOCK.size
+        if magic != _TREE_MAGIC or begin < _HEADER.size:
+            return b""
+        count, size, digest = _BLOCK.unpack(os.pread(self._fd, _BLOCK.size, begin))
+        mark = os.pread(self._fd, length, begin + _BLOCK.size)
+        good = not count and size == length and blake3(mark).digest() == digest
+        return mark if good else b""
+
     def find(self, path: bytes) -> Kept | None:
         """Return what was kept of `path`; each call with a greater path than the one before."""
-        if self._seek(path):
-            return self._block.kept(self._at)
-        return None
+        if not self._seek(path):
+            return None
+        self._at += 1
+        return self._block.kept(self._at - 1)
 
     def span(self, paths: list[bytes], keys: bytes) -> Span | None:
         """Return the longest front of `paths` that is as it was and lies in one block.
@@ -175,7 +230,7 @@ class LastRun:
         if block.paths[at:stop] != paths[: stop - at]:
             return None
         self._at = stop
-        return Span(block, at, stop)
+        return Span(block, at, stop, self._before)
 
     def _seek(self, path: bytes) -> bool:
         """Go to the first entry that is not before `path`; True if it is it."""
@@ -190,6 +245,7 @@ class LastRun:
                 if block is None:
                     self._at = at
                     return False
+                self._before += len(paths)
                 self._block, paths, at = block, block.paths, 0
         self._at = at
         return paths[at] == path
@@ -201,13 +257,15 @@ class LastRun:
             self._fd = -1
 
     def _blocks(self) -> Iterator[_Block]:
-        while len(head := _read(self._fd, _BLOCK.size)) == _BLOCK.size:
+        at = _HEADER.size
+        while len(head := os.pread(self._fd, _BLOCK.size, at)) == _BLOCK.size:
             count, length, digest = _BLOCK.unpack(head)
             if length > MAX_BLOCK or count * _COLUMNS > length:
                 return
-            payload = _read(self._fd, length)
+            payload = os.pread(self._fd, length, at + _BLOCK.size)
             if len(payload) < length or blake3(payload).digest() != digest:
                 return
+            at += _BLOCK.size + length
             yield _open_block(payload, count)
 
 
@@ -223,14 +281,6 @@ def _open_block(payload: bytes, count: int) -> _Block:
     ids_at = list(accumulate(ids_lengths, initial=record_at[-1]))
     paths = [payload[path_at[i] : path_at[i + 1]] for i in range(count)]
     return _Block(paths, keys, path_at, record_at, ids_at, payload)
-
-
-def _read(fd: int, size: int) -> bytes:
-    parts = []
-    while size and (part := os.read(fd, size)):
-        parts.append(part)
-        size -= len(part)
-    return b"".join(parts)
 
 
 class ThisRun:
@@ -318,11 +368,13 @@ class ThisRun:
         except OSError as fault:
             self._fail(fault)
 
-    def replace(self) -> None:
-        """Put the new cache in the place of the old one."""
+    def replace(self, tree: bytes) -> None:
+        """Put the new cache, and the mark of the tree, in the place of the old one."""
         if self._fd < 0 or self._path is None:
             return
         try:
+            self._write(_BLOCK.pack(0, len(tree), blake3(tree).digest()) + tree)
+            self._write(_TREE.pack(len(tree), _TREE_MAGIC))
             os.rename(self._new, self._path)
         except OSError as fault:
             self._fail(fault)
@@ -352,12 +404,15 @@ class ThisRun:
             return
         payload = b"".join(parts)
         self._entries += count
-        rest = memoryview(_BLOCK.pack(count, len(payload), blake3(payload).digest()) + payload)
         try:
-            while rest:
-                rest = rest[os.write(self._fd, rest) :]
+            self._write(_BLOCK.pack(count, len(payload), blake3(payload).digest()) + payload)
         except OSError as fault:
             self._fail(fault)
+
+    def _write(self, data: bytes) -> None:
+        rest = memoryview(data)
+        while rest:
+            rest = rest[os.write(self._fd, rest) :]
 
     def _fail(self, fault: OSError) -> None:
         self.fault = f"the change cache was not written: {fault.strerror}"

@@ -71,6 +71,7 @@ class FileSource:
     def back_up(self, session: Session, *, progress: Progress) -> Taken:
         """Push the tree into `session`; NotFound or Refused when the root cannot be had at all."""
         self._drop()
+        self._tree = session.tree
         started = self._clock()
         root = self._open_root()
         try:
@@ -96,7 +97,7 @@ class FileSource:
     def settled(self) -> None:
         """The snapshot is committed: the new change cache replaces the old one."""
         if self._new is not None:
-            self._new.replace()
+            self._new.replace(self._tree.mark())
             self._new = None
 
     def _drop(self) -> None:
@@ -142,6 +143,8 @@ class FileSource:
         for pattern in patterns.unmatched():
             taking.told(pattern, "nothing in the source answers to this include pattern")
         new.finish(files=taking.files, size=taking.size)
+        if taking.same:
+            self._drop()  # the old cache says it all
         facts = {
             "root": shown(os.path.abspath(self._root)),
             "include": [shown(pattern) for pattern in self._include],

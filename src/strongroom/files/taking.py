@@ -111,7 +111,7 @@ class _Unchanged:
             self.size = sum(size for (size,), kind in pairs if kind == _REGULAR)
 
 
-_Item = _Unchanged | tuple[bytes, Kept] | Pending | _Link
+_Item = _Unchanged | tuple[bytes, Kept, int] | Pending | _Link
 
 
 def _linked_key(packed: bytes) -> bytes:
@@ -140,10 +140,12 @@ class Taking:
         trusted_before: int,
     ) -> None:
         self.files = self.size = self.entries = self.unchanged = 0
+        self.same = False  # nothing at all has changed, and the tree is the last run's
         self.problems: list[Problem] = []
         self._session, self._progress, self._lane = session, progress, session.lane()
         self._root, self._last, self._new = root, last, new
         self._before = trusted_before
+        self._still = last.entries > 0  # so far, everything is as the last run left it, in order
         self._items: list[_Item] = []
         self._waiting = 0  # entries in spans among the items
         self._links: dict[bytes, bytes] = {}
@@ -164,9 +166,12 @@ class Taking:
 
     def take_root(self, packed: bytes) -> None:
         """Take the root directory itself."""
+        kept = self._last.find(b"")
+        if kept is not None and kept[0] == packed[:KEY_SIZE]:
+            self._items.append((b"", kept, self._last.position))
+            return
         pending = Pending(b"", b"", packed)
         pending.xattrs = pack_xattrs(self._root)
-        self._last.find(b"")
         self._items.append(pending)
 
     def take(self, run: Run) -> None:
@@ -182,6 +187,10 @@ class Taking:
         """Take what still waits."""
         self._land_all()
         self._emit()
+        if self._still:
+            self.same = self.entries == self._last.entries and self._adopt()
+            if not self.same:
+                self._replay()
 
     def close(self) -> None:
         """Let go of buffers, directories and the reading thread; always call it."""
@@ -202,7 +211,7 @@ class Taking:
             kept = find(path)
             key = keys[number * KEY_SIZE : (number + 1) * KEY_SIZE]
             if kept is not None and kept[0] == key:
-                append((path, kept))
+                append((path, kept, self._last.position))
             else:
                 extra = run.extras[number * EXTRA_SIZE : (number + 1) * EXTRA_SIZE]
                 self._look(run.fd, path, run.names[number], key + extra, small, kept)
@@ -260,7 +269,7 @@ class Taking:
             return True
         if kept is None or kept[0] != _linked_key(packed) or kept[1][0] != Kind.FILE:
             return False
-        self._items.append((path, kept))
+        self._items.append((path, kept, self._last.position))
         return True
 
     def _take_other(self, fd: int, pending: Pending, kind: int) -> None:
@@ -433,7 +442,7 @@ class Taking:
             if type(item) is _Unchanged:
                 kept += item.span.singly()
             elif type(item) is tuple:
-                kept.append(item)
+                kept.append(item[:2])
         answers = self._session.reuse([ids for _, (_, _, ids) in kept])
         return {path for (path, _), good in zip(kept, answers, strict=True) if not good}
 
@@ -450,6 +459,59 @@ class Taking:
         count = self._settled()
         items, self._items = self._items[:count], self._items[count:]
         self._emitted += count
+        if self._still:
+            if self._pass_over(items):
+                return
+            self._replay()
+        self._add(items)
+
+    def _pass_over(self, items: Sequence[_Item]) -> bool:
+        """Count items that are all as they were, and none gone before them; False if one is not."""
+        entries = self.entries
+        for item in items:
+            if type(item) is _Unchanged and item.span.position == entries:
+                entries += len(item.span)
+            elif type(item) is tuple and item[2] == entries:
+                entries += 1
+            else:
+                return False
+        self._waiting -= sum(len(item.span) for item in items if type(item) is _Unchanged)
+        self.entries = entries
+        return True
+
+    def _adopt(self) -> bool:
+        """Rely on everything that the last run relied on, its tree included."""
+        last = self._last.again()
+        try:
+            mark = last.tree()
+            if not mark or not all(self._session.reuse([span.ids])[0] for span in last.spans()):
+                return False
+            if not self._session.tree.adopt(mark):
+                return False
+        finally:
+            last.close()
+        self.files, self.size, self.unchanged = last.files, last.size, self.entries
+        self._progress.advance(size=self.size, files=self.files)
+        return True
+
+    def _replay(self) -> None:
+        """Something differs after all: add what was passed over, from the last run's own cache."""
+        left, self._still = self.entries, False
+        self.entries = 0
+        last = self._last.again()
+        try:
+            for whole_span in last.spans():
+                if left <= 0:
+                    break
+                span = whole_span.front(left)
+                left -= len(span)
+                kinds = bytes(key >> 4 for key in span.keys[1::KEY_SIZE])
+                self._waiting += len(span)
+                self._add([_Unchanged(span, kinds, span.keys)])
+        finally:
+            last.close()
+
+    def _add(self, items: Sequence[_Item]) -> None:
         missing = self._missing(items)
         files, moved = self.files, 0
         for item in items:

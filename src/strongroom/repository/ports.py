@@ -77,6 +77,12 @@ class Tree(Protocol):
     def add_record(self, path: bytes, record: bytes) -> None:
         """Add an entry that `add` returned before, without encoding it again."""
 
+    def mark(self) -> bytes:
+        """After the commit: a mark of the whole tree, for `adopt` in a later run."""
+
+    def adopt(self, mark: bytes) -> bool:
+        """Be the tree of that mark, before anything was added; False if not all of it is here."""
+
 
 class Session(Protocol):
     """One run of writing. Chunks that the repository has are not stored again."""

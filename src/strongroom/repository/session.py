@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import struct
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -51,6 +52,7 @@ INLINE_EXTENTS = 16
 _EXTENTS_MIN, _EXTENTS_MAX, _EXTENTS_MASK = 64, 1024, 0xFF
 # About 256 entries a page; three quarters of the entries are spared the hash that may end one.
 _PAGE_MIN, _PAGE_MAX, _PAGE_BYTES = 192, 1024, 256 * 1024
+_MARK = struct.Struct("<32sIQ")
 _PAGE_THRESHOLD = (1 << 32) // 64
 
 
@@ -133,7 +135,7 @@ class WriteSession:
             packed=self._packed,
         )
         self._closed = False
-        self.tree = TreeWriter(self.lane(), keysets.chunk_key(keyset.id_key, b"tree page"))
+        self.tree = TreeWriter(self, self.lane(), keysets.chunk_key(keyset.id_key, b"tree page"))
 
     # -- for sources -----------------------------------------------------------------------
 
@@ -524,8 +526,10 @@ def _extent_pages(extents: Sequence[Extent]) -> list[Sequence[Extent]]:
 class TreeWriter:
     """The tree being written; see `ports.Tree`."""
 
-    def __init__(self, lane: WriteLane, page_key: bytes) -> None:
-        self._lane, self._page_key = lane, page_key
+    def __init__(self, session: WriteSession, lane: WriteLane, page_key: bytes) -> None:
+        self._session, self._lane, self._page_key = session, lane, page_key
+        self._root: Root | None = None
+        self._ids: list[bytes] = []
         self._last: bytes | None = None
         self._page: list[tuple[bytes, bytes]] = []
         self._bytes = 0
@@ -554,13 +558,31 @@ class TreeWriter:
 
     def finish(self) -> Root:
         """Store what is left, and the index pages above it; return the root."""
-        if self._page or not self._rows:
-            self._close_page()
-        rows, levels = self._rows, 0
-        while len(rows) > 1:
-            rows = self._index_level(rows)
-            levels += 1
-        return Root(rows[0][0], levels, self.entries)
+        if self._root is None:
+            if self._page or not self._rows:
+                self._close_page()
+            rows, levels = self._rows, 0
+            while len(rows) > 1:
+                rows = self._index_level(rows)
+                levels += 1
+            self._root = Root(rows[0][0], levels, self.entries)
+        return self._root
+
+    def mark(self) -> bytes:
+        """The root and the ids of all pages, for `adopt`."""
+        root = self.finish()
+        return _MARK.pack(root.id, root.levels, root.entries) + b"".join(self._ids)
+
+    def adopt(self, mark: bytes) -> bool:
+        """Be the tree of an earlier run whose every page is still here."""
+        ids = mark[_MARK.size :]
+        if self._last is not None or not ids or len(ids) % ID_SIZE:
+            return False
+        if not self._session.reuse([ids])[0]:
+            return False
+        self._root = Root(*_MARK.unpack_from(mark))
+        self._ids = [ids]
+        return True
 
     def _ends_page(self, path: bytes) -> bool:
         digest = blake3(path, key=self._page_key).digest(4)
@@ -569,6 +591,7 @@ class TreeWriter:
     def _close_page(self) -> None:
         page, self._page, self._bytes = self._page, [], 0
         (page_id,) = self._lane.put_chunks(b"tree", [trees.encode_page(page)])
+        self._ids.append(page_id)
         self._rows.append((page_id, len(page), page[0][0] if page else b""))
         self.entries += len(page)
 
@@ -589,6 +612,7 @@ class TreeWriter:
 
     def _index_page(self, group: Sequence[tuple[bytes, int, bytes]]) -> tuple[bytes, int, bytes]:
         (page_id,) = self._lane.put_chunks(b"tree", [trees.encode_index(group)])
+        self._ids.append(page_id)
         return page_id, sum(row[1] for row in group), group[0][2]
 
 
