@@ -22,7 +22,9 @@ def main() -> int:
     if not missing:
         return 0
     if os.geteuid() != 0 or shutil.which("apt-get") is None:
-        print(f"not installed, and not root on Debian: {' '.join(missing)}; their tests are skipped")
+        print(
+            f"not installed, and not root on Debian: {' '.join(missing)}; their tests are skipped"
+        )
         return 0
     # Debian's package would make and start a cluster of its own; the tests make theirs.
     os.makedirs(os.path.dirname(_CLUSTER), exist_ok=True)
