@@ -170,3 +170,25 @@ def test_an_index_that_tells_of_swept_packs_is_no_damage() -> None:
     assert restore(open_room(storage, "read"), kept) == NEW
     report = check(open_room(storage, "check"), level=3, progress=Silent())
     assert report.findings == []
+
+
+def test_keys_are_those_of_the_index_that_gave_the_place(storage: Storage) -> None:
+    """A frame that was fetched before it was swept must not be taken for another session's."""
+    room = new_room(storage)
+    gone = take(room, "vault", {b"gone": noise("gone", 2000)}, facts={"n": 1}).snapshot
+    kept = take(open_room(storage, "kept"), "vault", NEW, facts={"n": 2}).snapshot
+    chunks = room.chunk_reader("vault")
+    old = chunks._index
+    row = next(row for row in range(old.frames) if old.session(row).id.hex() == gone.session)
+    place = old.place(row)
+    name = f"{'trees' if place.tree else 'packs'}/{place.pack.hex()[:2]}/{place.pack.hex()}"
+    sealed = storage.get(name, offset=place.offset, length=place.length)
+    ids = [chunk for chunk, _, _ in old.chunks_in(row)]
+    wanted = chunks._wanted(ids)
+    storage.delete([gone.name])
+    Pruner(open_room(storage, "prune")).run()
+    chunks._index = chunks._load_index()  # another thread has looked again meanwhile
+    kind = b"tree" if place.tree else b"data"
+    chunks._open(kind, memoryview(sealed), place, row, wanted)
+    assert wanted.faults == {}
+    assert restore(room, kept) == NEW

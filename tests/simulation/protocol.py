@@ -9,6 +9,7 @@ Rule: the invariant is asked of the storage itself, after every operation that c
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -30,7 +31,7 @@ from rooms import (
     take,
     writer_keys,
 )
-from strongroom.errors import Overtaken
+from strongroom.errors import AlreadyExists, ObjectMissing, Overtaken
 from strongroom.format import keyset as keysets
 from strongroom.format import record, segment
 from strongroom.format.keyset import Keyset
@@ -108,7 +109,9 @@ class World:
             keys = reader_keys() if name == "prune" else writer_keys()
             room = open_room_of(storage, keys, seed=(name, number))
             if name == "prune":
-                Pruner(room, skips=self.skips, forget_orphans=self.forget_orphans).run()
+                # Two pruners of one generation may find that the other was there first.
+                with contextlib.suppress(AlreadyExists, ObjectMissing):
+                    Pruner(room, skips=self.skips, forget_orphans=self.forget_orphans).run()
                 return
             try:
                 run_backup(room, name)

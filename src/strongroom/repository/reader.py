@@ -32,7 +32,7 @@ from strongroom.format.keyset import Keyset
 from strongroom.format.pack import object_name
 from strongroom.format.tree import Entry
 from strongroom.repository.catalogue import Root, Snapshot
-from strongroom.repository.index import ABSENT, Index, Place
+from strongroom.repository.index import ABSENT, Index, Place, Session
 from strongroom.storage.base import Storage
 
 BATCH_SIZE = 8 * 1024 * 1024
@@ -180,7 +180,7 @@ class ChunkReader:
         self, kind: bytes, sealed: memoryview, place: Place, row: int, wanted: _Wanted
     ) -> None:
         try:
-            plain = self._opener(place).open(sealed, place.sequence)
+            plain = self._opener(wanted.index.session(row)).open(sealed, place.sequence)
         except StrongroomError as fault:
             wanted.miss(row, fault)
         except ValueError as fault:
@@ -237,16 +237,14 @@ class ChunkReader:
         keyset = next(iter(self._keysets.values()))
         return keysets.chunk_key(keyset.id_key, kind)
 
-    def _opener(self, place: Place) -> FrameOpener:
-        opener = self._openers.get(place.session)
+    def _opener(self, known: Session) -> FrameOpener:
+        opener = self._openers.get(known.id)
         if opener is None:
-            row = self._index.frame_row(place.session, place.sequence)
-            known = self._index.session(row)
             keyset = self._keysets.get(known.epoch)
             if keyset is None:
                 raise KeyRefused(f"No key of epoch {known.epoch} is at hand.")
             key = keysets.open_session_key(keyset, known.id, known.sealed_key)
-            opener = self._openers[place.session] = FrameOpener(known.id, key)
+            opener = self._openers[known.id] = FrameOpener(known.id, key)
         return opener
 
     def _cache_get(self, place: Place) -> bytes | None:
@@ -275,6 +273,7 @@ class _Wanted:
         self, index: Index, ids: Sequence[bytes], chunk_rows: npt.NDArray[np.int64]
     ) -> None:
         self.ids = ids
+        self.index = index
         self.frames: dict[int, Place] = {}
         self.needs: dict[int, list[_Need]] = {}
         self.chunks: list[Chunk] = [_NOTHING] * len(ids)
