@@ -56,7 +56,12 @@ def furnish(root: Path) -> None:
     os.link(root / "a" / "x", root / "a" / "0-first")
     os.mkfifo(root / "pipe", 0o640)
     with socket.socket(socket.AF_UNIX) as listener:
-        listener.bind(str(root / "socket"))
+        here = os.getcwd()
+        os.chdir(root)  # a socket's path may have 107 bytes
+        try:
+            listener.bind("socket")
+        finally:
+            os.chdir(here)
     os.mknod(root / "null", stat.S_IFCHR | 0o666, os.makedev(1, 3))
     os.mknod(root / "disk", stat.S_IFBLK | 0o660, os.makedev(259, 70000))
     os.setxattr(root / "a", "user.on-directory", b"\0\xff")

@@ -57,6 +57,8 @@ class InPlace:
         import psycopg  # noqa: PLC0415
 
         with connect(self.conninfo) as connection, translated(self.conninfo):
+            # What the restore commits asynchronously must never outlive its mark in a crash.
+            connection.execute("SET synchronous_commit = on")
             try:
                 connection.execute(f"CREATE SCHEMA {quoted(MARK)}".encode())
             except (psycopg.errors.DuplicateSchema, psycopg.errors.UniqueViolation):
