@@ -10,6 +10,7 @@ allocator is tuned as the program's is.
 from __future__ import annotations
 
 import itertools
+import mmap
 import os
 import sys
 import threading
@@ -25,6 +26,7 @@ else:
     from backports import zstd
 
 MIB = 1024 * 1024
+STEP = 4 * MIB
 
 
 def main(source: str, target: str) -> None:
@@ -49,8 +51,8 @@ def main(source: str, target: str) -> None:
 def _work(jobs: list[tuple[int, int]], turn: itertools.count[int], worker: int, path: str) -> None:
     cipher, key = AESGCM(bytes(32)), bytes(32)
     compressor = zstd.ZstdCompressor(level=1)
-    plain, sealed, opened = bytearray(MIB), bytearray(2 * MIB), bytearray(2 * MIB)
-    out = os.open(path, os.O_CREAT | os.O_WRONLY | os.O_TRUNC)
+    plain, opened = bytearray(MIB), bytearray(2 * MIB)
+    out = _Out(path)
     for number in turn:
         if number >= len(jobs):
             break
@@ -59,14 +61,41 @@ def _work(jobs: list[tuple[int, int]], turn: itertools.count[int], worker: int, 
         blake3(plain, key=key).digest()
         packed = compressor.compress(plain, mode=compressor.FLUSH_FRAME)
         nonce = number.to_bytes(12, "little")
-        into = memoryview(sealed)[: len(packed) + 16]
+        into = out.room(len(packed) + 16)
         cipher.encrypt_into(nonce, packed, None, into)
         back = memoryview(opened)[: len(packed)]
         cipher.decrypt_into(nonce, into, None, back)
         if zstd.decompress(back) != plain:
             raise SystemExit("the primitives do not agree")
-        os.write(out, into)
-    os.fsync(out)
+        out.wrote(len(into))
+    out.close()
+
+
+class _Out:
+    """Sealed bytes, written as the program writes its packs: in large steps past the page cache."""
+
+    def __init__(self, path: str) -> None:
+        flags = os.O_CREAT | os.O_WRONLY | os.O_TRUNC
+        try:
+            self._file = os.open(path, flags | os.O_DIRECT)
+        except OSError:  # tmpfs
+            self._file = os.open(path, flags)
+        self._view = memoryview(mmap.mmap(-1, 2 * STEP))
+        self._used = 0
+
+    def room(self, size: int) -> memoryview:
+        return self._view[self._used : self._used + size]
+
+    def wrote(self, size: int) -> None:
+        self._used += size
+        if self._used >= STEP:
+            os.write(self._file, self._view[:STEP])
+            self._used -= STEP
+            self._view[: self._used] = self._view[STEP : STEP + self._used]
+
+    def close(self) -> None:
+        os.write(self._file, self._view[: -(-self._used // 4096) * 4096])
+        os.fsync(self._file)
 
 
 if __name__ == "__main__":

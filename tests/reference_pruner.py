@@ -21,7 +21,7 @@ from strongroom.errors import AlreadyExists
 from strongroom.format import pack as packs
 from strongroom.format.segment import FRAME_ROW, Segment, SessionRow
 from strongroom.repository.catalogue import Catalogue, Refs
-from strongroom.repository.pipeline import assemble
+from strongroom.repository.pipeline import ending
 from strongroom.repository.repository import Repository
 
 Pack = tuple[bool, bytes]
@@ -225,14 +225,13 @@ class Pruner:
                 sealed.append(self._storage.get(old, offset=offset, length=length))
                 moved[key] = Frame(((tree, packs.ZERO_NAME), at, length), frame.chunks)
                 at += length
-            data = assemble(
-                header,
-                sealed,
+            last = ending(
                 _segment(sessions, moved),
                 tree=tree,
                 records=self._catalogue.records,
                 nonce=self._catalogue.nonce(),
             )
+            data = b"".join((header, *sealed, last))
             pack = tree, blake3(data).digest()
             self._storage.put(packs.object_name(*pack), data)
             for key, now in moved.items():

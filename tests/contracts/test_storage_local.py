@@ -7,6 +7,8 @@ skipped with the reason.
 from __future__ import annotations
 
 import errno
+import fcntl
+import mmap
 import os
 import random
 import shutil
@@ -170,6 +172,66 @@ def test_short_writes_are_completed(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     data = random.Random(1).randbytes(20_000)
     storage.put("a", data, if_absent=True)
     assert storage.get("a") == data
+
+
+def shapes(data: bytes) -> dict[str, bytes | memoryview]:
+    """The same bytes where they can be written from as they are, and where they can not."""
+    whole, shifted = mmap.mmap(-1, len(data)), mmap.mmap(-1, len(data) + 7)
+    whole[:], shifted[7:] = data, data
+    return {"bytes": data, "aligned": memoryview(whole), "odd": memoryview(shifted)[7:]}
+
+
+@pytest.mark.parametrize("shape", ["bytes", "aligned", "odd"])
+@pytest.mark.parametrize("more", [0, 1, 4095, 4096, 5 * 1024 * 1024 + 13])
+def test_large_objects_past_the_page_cache(tmp_path: Path, shape: str, more: int) -> None:
+    storage = LocalStorage(tmp_path)
+    data = random.Random(more).randbytes(local.DIRECT_FROM + more)
+    storage.put("a", shapes(data)[shape])
+    assert storage.get("a") == data
+
+
+@pytest.mark.parametrize("refused", ["flag", "every write", "short", "short by an odd length"])
+def test_a_file_system_that_wants_no_direct_writes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, refused: str
+) -> None:
+    """Nothing is written twice or left out, whatever becomes of the direct part."""
+    control, write = fcntl.fcntl, os.write
+
+    def fcntl_(file: int, command: int, argument: int = 0) -> int:
+        if refused == "flag" and command == fcntl.F_SETFL and argument & os.O_DIRECT:
+            raise OSError(errno.EINVAL, "no direct writes")
+        return control(file, command, argument)
+
+    def write_(file: int, data: memoryview) -> int:
+        if control(file, fcntl.F_GETFL) & os.O_DIRECT:
+            if refused == "every write":
+                raise OSError(errno.EINVAL, "blocks of 64 KiB")
+            data = data[: 8192 if refused == "short" else len(data)]
+            if refused == "short by an odd length":
+                control(file, fcntl.F_SETFL, control(file, fcntl.F_GETFL) & ~os.O_DIRECT)
+                return write(file, data[:5000])
+        return write(file, data)
+
+    monkeypatch.setattr(local.fcntl, "fcntl", fcntl_)
+    monkeypatch.setattr(local.os, "write", write_)
+    storage = LocalStorage(tmp_path)
+    data = random.Random(3).randbytes(local.DIRECT_FROM + 10_000)
+    for name, shape in shapes(data).items():
+        storage.put(name, shape)
+        assert storage.get(name) == data
+
+
+def test_a_full_disk_met_by_a_direct_write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(file: int, data: memoryview) -> int:
+        raise OSError(errno.ENOSPC, "full")
+
+    storage = LocalStorage(tmp_path)
+    storage.put("there", b"is a repository")
+    monkeypatch.setattr(local.os, "write", full)
+    with pytest.raises(StorageFull):
+        storage.put("a", bytes(local.DIRECT_FROM))
+    assert [entry.name for entry in storage.list("")] == ["there"]
+    assert list((tmp_path / TEMPORARIES).iterdir()) == []
 
 
 def test_short_reads_are_completed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -87,6 +87,9 @@ def corrupt_cipher(patch: pytest.MonkeyPatch, due: Callable[[], bool]) -> None:
             sealed = self._inner.encrypt(nonce, data, context)
             return spoil(sealed) if due() else sealed
 
+        def encrypt_into(self, nonce: bytes, data: bytes, context: bytes, into: memoryview) -> None:
+            into[:] = self.encrypt(nonce, data, context)
+
         def decrypt(self, nonce: bytes, data: bytes, context: bytes) -> bytes:
             return self._inner.decrypt(nonce, data, context)
 
@@ -161,6 +164,9 @@ class Watching:
             self.twice.append(use)
         self.seen[use] = (bytes(context), sealed)
         return sealed
+
+    def encrypt_into(self, nonce: bytes, data: bytes, context: bytes, into: memoryview) -> None:
+        into[:] = self.encrypt(nonce, data, context)
 
     def decrypt(self, nonce: bytes, data: bytes, context: bytes) -> bytes:
         return self._inner.decrypt(nonce, data, context)

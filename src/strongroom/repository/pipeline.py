@@ -10,6 +10,7 @@ never ends in a green run.
 
 from __future__ import annotations
 
+import mmap
 import queue
 import threading
 from collections.abc import Callable, Sequence
@@ -20,12 +21,14 @@ from blake3 import blake3
 
 from strongroom.errors import Damaged
 from strongroom.format import pack, segment
-from strongroom.format.frame import FrameOpener, FrameSealer
+from strongroom.format.frame import TAG, FrameOpener, FrameSealer
 from strongroom.format.record import FOOTER, RecordKey
 from strongroom.format.segment import FRAME_ROW, Segment, SessionRow
 from strongroom.storage.base import Storage
 
 PACK_CHUNKS = 65_536  # a pack of tiny files is put early, so that its footer stays small
+TIGHT_CHUNKS = 16  # a frame of so many chunks holds small files
+_SLACK = 8 * 1024 * 1024  # for the frame that makes a pack full, and the footer
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,16 +55,20 @@ class PackRows:
 
 @dataclass(slots=True)
 class _Filling:
-    """A pack that is being filled: sealed frames, and sequence, ids and lengths of each.
+    """A pack that is being filled, in a buffer that is kept for the next one.
 
-    The plain bytes are let go of as soon as they are sealed.
+    Frames are sealed where they will rest: a place is reserved, then filled by the thread that
+    reserved it. `sealing` counts the places that are not filled yet; a frame that fails keeps its
+    place for ever, so that its pack is never put. Rows are sequence, offset, length, ids, lengths.
     """
 
     tree: bool
-    size: int = 0
+    buffer: mmap.mmap
+    used: int
     chunks: int = 0
-    sealed: list[bytes] = field(default_factory=list)
-    rows: list[tuple[int, bytes, Sequence[int]]] = field(default_factory=list)
+    sealing: int = 0
+    closed: bool = False
+    rows: list[tuple[int, int, int, bytes, Sequence[int]]] = field(default_factory=list)
 
 
 def rows_to_segment(
@@ -106,7 +113,8 @@ class Pipeline:
         self._opener = FrameOpener(session.id, key)
         self._pack_size, self._reopen_every, self._packed = pack_size, reopen_every, packed
         self._header = pack.encode_header([session])
-        self._filling = {tree: _Filling(tree) for tree in (False, True)}
+        self._filling: dict[bool, _Filling] = {}
+        self._free: list[mmap.mmap] = []
         self._lock = threading.Lock()
         self._frames: queue.Queue[Frame | None] = queue.Queue(2 * sealers + 2)
         self._packs: queue.Queue[_Filling | None] = queue.Queue(1)
@@ -127,10 +135,10 @@ class Pipeline:
     def drain(self) -> None:
         """Return when everything submitted is durable; packs that are not full are put as they are."""
         self._frames.join()
-        for tree in (False, True):
-            with self._lock:
-                filling, self._filling[tree] = self._filling[tree], _Filling(tree)
-            if filling.rows:
+        with self._lock:
+            filled, self._filling = list(self._filling.values()), {}
+        for filling in filled:
+            if not filling.sealing:
                 self._packs.put(filling)
         self._packs.join()
         self._raise()
@@ -165,22 +173,52 @@ class Pipeline:
                 self._frames.task_done()
 
     def _seal_one(self, frame: Frame) -> None:
-        sealed = self._sealer.seal(frame.plain, frame.sequence)
+        packed = self._sealer.compress(frame.plain, tight=len(frame.lengths) >= TIGHT_CHUNKS)
+        filling, place = self._reserve(frame, len(packed) + TAG)
+        self._sealer.seal_into(packed, frame.sequence, place)
         if frame.sequence % self._reopen_every == 0:
-            self._reopen(frame, sealed)
+            self._reopen(frame, place)
+        place.release()
         with self._lock:
-            filling = self._filling[frame.tree]
-            filling.sealed.append(sealed)
-            filling.rows.append((frame.sequence, frame.ids, frame.lengths))
-            filling.size += len(sealed)
-            filling.chunks += len(frame.lengths)
-            full = filling.size >= self._pack_size or filling.chunks >= PACK_CHUNKS
-            if full:
-                self._filling[frame.tree] = _Filling(frame.tree)
-        if full:
+            filling.sealing -= 1
+            complete = filling.closed and not filling.sealing
+        if complete:
             self._packs.put(filling)
 
-    def _reopen(self, frame: Frame, sealed: bytes) -> None:
+    def _reserve(self, frame: Frame, length: int) -> tuple[_Filling, memoryview]:
+        """A place of `length` bytes in the pack that is being filled; close the pack when full."""
+        complete = None
+        with self._lock:
+            filling = self._filling.get(frame.tree)
+            if filling is not None and filling.used + length > len(filling.buffer):
+                filling.closed = True
+                complete = None if filling.sealing else filling
+                filling = None
+            if filling is None:
+                filling = self._filling[frame.tree] = self._begin(frame.tree, length)
+            offset = filling.used
+            filling.rows.append((frame.sequence, offset, length, frame.ids, frame.lengths))
+            filling.used += length
+            filling.chunks += len(frame.lengths)
+            filling.sealing += 1
+            full = filling.used - len(self._header) >= self._pack_size
+            if full or filling.chunks >= PACK_CHUNKS:
+                filling.closed = True
+                del self._filling[frame.tree]
+        if complete is not None:
+            self._packs.put(complete)
+        return filling, memoryview(filling.buffer)[offset : offset + length]
+
+    def _begin(self, tree: bool, length: int) -> _Filling:
+        """An empty pack with room for a frame of `length` bytes; called with the lock held."""
+        header = self._header
+        size = max(self._pack_size, len(header) + length) + _SLACK
+        at = next((at for at, kept in enumerate(self._free) if len(kept) >= size), None)
+        buffer = mmap.mmap(-1, size) if at is None else self._free.pop(at)
+        buffer[: len(header)] = header
+        return _Filling(tree, buffer, len(header))
+
+    def _reopen(self, frame: Frame, sealed: memoryview) -> None:
         try:
             same = self._opener.open(sealed, frame.sequence) == frame.plain
         except ValueError:
@@ -205,36 +243,41 @@ class Pipeline:
 
     def _put_one(self, filling: _Filling) -> None:
         rows = PackRows(
-            filling.tree, pack.ZERO_NAME, [], b"".join(ids for _, ids, _ in filling.rows), []
+            filling.tree, pack.ZERO_NAME, [], b"".join(row[3] for row in filling.rows), []
         )
-        at = len(self._header)
-        for (sequence, _, lengths), sealed in zip(filling.rows, filling.sealed, strict=True):
-            rows.frames.append((sequence, at, len(sealed), len(lengths)))
+        for sequence, offset, length, _, lengths in filling.rows:
+            rows.frames.append((sequence, offset, length, len(lengths)))
             rows.lengths += lengths
-            at += len(sealed)
-        data = assemble(
-            self._header,
-            filling.sealed,
+        last = ending(
             rows_to_segment(self._session, [rows], zero_name=True),
             tree=filling.tree,
             records=self._records,
             nonce=self._nonce(),
         )
-        rows.name = blake3(data).digest()
-        self._storage.put(pack.object_name(rows.tree, rows.name), data)
-        self._packed(rows, len(data))
+        whole = _appended(filling.buffer, filling.used, last)
+        rows.name = blake3(whole).digest()
+        self._storage.put(pack.object_name(rows.tree, rows.name), whole)
+        size = len(whole)
+        whole.release()
+        with self._lock:
+            self._free.append(filling.buffer)
+        self._packed(rows, size)
 
 
-def assemble(
-    header: bytes,
-    frames: Sequence[bytes],
-    footer: Segment,
-    *,
-    tree: bool,
-    records: RecordKey,
-    nonce: bytes,
-) -> bytes:
-    """The bytes of a pack."""
+def _appended(buffer: mmap.mmap, used: int, last: bytes) -> memoryview:
+    """The first `used` bytes and `last`, in the buffer if there is room."""
+    total = used + len(last)
+    if total > len(buffer):  # a great many tiny chunks
+        larger = mmap.mmap(-1, total)
+        with memoryview(buffer) as view:
+            larger[:used] = view[:used]
+        buffer = larger
+    buffer[used:total] = last
+    return memoryview(buffer)[:total]
+
+
+def ending(footer: Segment, *, tree: bool, records: RecordKey, nonce: bytes) -> bytes:
+    """What stands behind the last frame of a pack: its footer, sealed, and the trailer."""
     sealed = records.seal(
         FOOTER,
         "trees" if tree else "packs",
@@ -242,4 +285,4 @@ def assemble(
         nonce=nonce,
         pad=pack.FOOTER_PAD,
     )
-    return b"".join((header, *frames, sealed, pack.TRAILER.pack(len(sealed), pack.END)))
+    return sealed + pack.TRAILER.pack(len(sealed), pack.END)

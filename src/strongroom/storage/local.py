@@ -6,6 +6,10 @@ their name; the directory is fsynced before `put` returns. After a failed
 fsync nothing is tried again: the kernel may have dropped the dirty pages and
 would report success the second time (Rebello et al., ATC '20).
 
+Large objects go past the page cache where the file system allows it: a backup
+must not push a database's pages out of memory, and copying into fresh cache
+pages was a fifth of a backup's CPU time (docs/reference/speed.md).
+
 Files are 0600 and directories 0700. No symbolic link below the root is ever
 followed: each directory is opened from its parent with O_NOFOLLOW.
 Temporaries live in `+tmp`, which no object name can spell, so that a listing
@@ -16,7 +20,9 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import itertools
+import mmap
 import os
 import stat
 import threading
@@ -36,6 +42,10 @@ from strongroom.storage.base import Buffer, Entry, check_name, is_name
 TEMPORARIES = "+tmp"
 _LOCK = "lock"
 _STALE_AFTER = 86_400.0
+
+DIRECT_FROM = 1024 * 1024  # bytes; what is smaller is written through the page cache
+_BLOCK = 4096  # what direct writes are aligned to: offset, length and address
+_BOUNCE = 4 * 1024 * 1024
 
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK  # a fifo must not hang us
@@ -67,6 +77,8 @@ class LocalStorage:
         self._now = now
         self._serial = itertools.count()
         self._settled: set[str] = set()
+        self._direct = hasattr(os, "O_DIRECT")
+        self._bounces: list[mmap.mmap] = []  # aligned buffers, kept: one for each put under way
         self._places: tuple[Place, ...] = (_link, _rename_noreplace, _rename_under_lock)
 
     @property
@@ -267,6 +279,8 @@ class LocalStorage:
         temporary, file = self._create_temporary()
         try:
             try:
+                if self._direct and len(view) >= DIRECT_FROM:
+                    view = self._write_direct(file, view)
                 while len(view):
                     view = view[os.write(file, view) :]
                 os.fsync(file)
@@ -276,6 +290,36 @@ class LocalStorage:
             self._drop(temporary)
             raise
         return temporary
+
+    def _write_direct(self, file: int, view: memoryview) -> memoryview:
+        """Write whole blocks past the page cache; return what is left to be written through it."""
+        flags = fcntl.fcntl(file, fcntl.F_GETFL)
+        try:
+            fcntl.fcntl(file, fcntl.F_SETFL, flags | os.O_DIRECT)
+        except OSError:  # tmpfs and others do not know it
+            self._direct = False
+            return view
+        bounce = self._bounces.pop() if self._bounces else mmap.mmap(-1, _BOUNCE)
+        aligned = isinstance(view.obj, mmap.mmap)  # unless somebody shows us a part of one
+        try:
+            while whole := len(view) & -_BLOCK:
+                try:
+                    written = _write_whole(file, view[:whole], None if aligned else bounce)
+                except OSError as error:
+                    if error.errno != errno.EINVAL:
+                        raise
+                    if aligned:
+                        aligned = False
+                        continue
+                    self._direct = False  # blocks here are larger than ours
+                    break
+                view = view[written:]
+                if written % _BLOCK:
+                    break
+        finally:
+            self._bounces.append(bounce)
+            fcntl.fcntl(file, fcntl.F_SETFL, flags)
+        return view
 
     def _create_temporary(self) -> tuple[str, int]:
         while True:
@@ -316,6 +360,16 @@ class LocalStorage:
             yield
         except OSError as error:
             raise _translate(error, doing, name, self.url) from error
+
+
+def _write_whole(file: int, view: memoryview, bounce: mmap.mmap | None) -> int:
+    """Write blocks from where they are, or some of them through an aligned buffer."""
+    if bounce is None:
+        return os.write(file, view)
+    size = min(len(view), len(bounce))
+    with memoryview(bounce) as aligned:
+        aligned[:size] = view[:size]
+        return os.write(file, aligned[:size])
 
 
 def _split(name: str) -> tuple[str, str]:
@@ -427,8 +481,6 @@ def _rename_under_lock(temporaries: int, temporary: str, directory: int, leaf: s
 
     O_EXCL on the name itself would show an empty object for a moment, and for ever after a crash.
     """
-    import fcntl  # noqa: PLC0415
-
     flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
     lock = os.open(_LOCK, flags, 0o600, dir_fd=temporaries)
     try:
