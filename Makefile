@@ -41,7 +41,9 @@ lint: $(STAMP)
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
+# An installed program has its bytecode; an editable one would compile itself in every run.
 bench: $(STAMP)
+	env -u PYTHONDONTWRITEBYTECODE $(BIN)/python -m compileall -q src
 	$(BIN)/python -m bench
 
 faults: $(STAMP)

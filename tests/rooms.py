@@ -28,7 +28,7 @@ from strongroom.repository.keyring import Keyring
 from strongroom.repository.ports import Session, Taken
 from strongroom.repository.reader import SnapshotReader
 from strongroom.repository.repository import Repository
-from strongroom.repository.session import Seams, Settings
+from strongroom.repository.seams import Seams, Settings
 from strongroom.storage.base import Capabilities, Storage
 
 REPOSITORY = bytes(range(16))

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from strongroom.postgres.logical.source import LogicalSource
     from strongroom.repository.ports import Sink, Source
     from strongroom.repository.repository import Repository
-    from strongroom.repository.session import Seams
+    from strongroom.repository.seams import Seams
     from strongroom.storage.base import Storage
 
 
@@ -111,7 +111,7 @@ def _text(secret: Secret | None, environ: Mapping[str, str]) -> str | None:
 
 def seams() -> Seams:
     """The real world, as the engine sees it."""
-    from strongroom.repository.session import Seams  # noqa: PLC0415
+    from strongroom.repository.seams import Seams  # noqa: PLC0415
 
     return Seams(now=now, steady=steady, random=random_bytes)
 
@@ -122,7 +122,7 @@ def open_repository(
     """The open repository; NotFound when there is none, KeyRefused when nothing opens it."""
     from strongroom import kernel  # noqa: PLC0415
     from strongroom.operations import opening  # noqa: PLC0415
-    from strongroom.repository.session import Settings  # noqa: PLC0415
+    from strongroom.repository.seams import Settings  # noqa: PLC0415
 
     kernel.tune_allocator()
     # A run makes millions of short-lived objects and no cycles worth looking for.

@@ -16,7 +16,7 @@ from strongroom.format.frame import FrameSealer
 from strongroom.operations.back_up import back_up
 from strongroom.progress import Silent
 from strongroom.repository import session as sessions
-from strongroom.repository.session import Settings
+from strongroom.repository.seams import Settings
 from strongroom.storage.base import Storage
 from strongroom.storage.faulty import Crash, Fault, FaultyStorage, Plan
 from strongroom.storage.memory import MemoryStorage

@@ -13,7 +13,7 @@ from strongroom.progress import Silent
 from strongroom.repository import session as sessions
 from strongroom.repository.check import Checker
 from strongroom.repository.ports import Session, Taken
-from strongroom.repository.session import Settings
+from strongroom.repository.seams import Settings
 from strongroom.storage.base import Storage
 from strongroom.storage.faulty import Crash, Fault, FaultyStorage, Plan
 from strongroom.storage.memory import MemoryStorage

@@ -30,7 +30,8 @@ from strongroom.operations.back_up import back_up
 from strongroom.progress import Progress, Silent
 from strongroom.repository import session as sessions
 from strongroom.repository.ports import Session, Taken
-from strongroom.repository.session import INLINE_EXTENTS, Settings
+from strongroom.repository.seams import Settings
+from strongroom.repository.session import INLINE_EXTENTS
 from strongroom.storage.base import Storage
 from strongroom.storage.memory import MemoryStorage
 

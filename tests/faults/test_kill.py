@@ -36,7 +36,7 @@ from rooms import (
 from strongroom.operations.back_up import back_up
 from strongroom.progress import Silent
 from strongroom.repository.check import Checker
-from strongroom.repository.session import Settings
+from strongroom.repository.seams import Settings
 from strongroom.storage.local import LocalStorage
 from strongroom.storage.metered import MeteredStorage
 

@@ -31,6 +31,8 @@ def run(argv: list[str]) -> int:
     """Run a command line and return its exit status; errors are told, not raised."""
     try:
         convert_signals()
+        # numpy's linear algebra starts a thread a core that would spin for nothing here.
+        os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
         return _call(argv)
     except BrokenPipeError:  # `| head` has seen enough
         _drop_stdout()

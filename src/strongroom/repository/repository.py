@@ -18,7 +18,8 @@ from strongroom.repository.catalogue import Catalogue, Condemned, Snapshot
 from strongroom.repository.identity import Identity
 from strongroom.repository.index import Index
 from strongroom.repository.reader import ChunkReader, SnapshotReader
-from strongroom.repository.session import Seams, Settings, WriteSession
+from strongroom.repository.seams import Seams, Settings
+from strongroom.repository.session import WriteSession
 from strongroom.storage.base import Storage
 
 

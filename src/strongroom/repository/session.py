@@ -17,7 +17,6 @@ import itertools
 import struct
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from datetime import datetime
 
 import numpy as np
@@ -45,6 +44,7 @@ from strongroom.repository.catalogue import Catalogue, Condemned, Refs, Root, Sn
 from strongroom.repository.index import ABSENT, IdSet, Index, ranges
 from strongroom.repository.pipeline import Frame, PackRows, Pipeline, rows_to_segment
 from strongroom.repository.ports import Buffer, Stored, Taken
+from strongroom.repository.seams import Seams, Settings
 from strongroom.storage.base import Storage
 
 WINDOW = 8 * 1024 * 1024
@@ -54,31 +54,6 @@ _EXTENTS_MIN, _EXTENTS_MAX, _EXTENTS_MASK = 64, 1024, 0xFF
 _PAGE_MIN, _PAGE_MAX, _PAGE_BYTES = 192, 1024, 256 * 1024
 _MARK = struct.Struct("<32sIQ")
 _PAGE_THRESHOLD = (1 << 32) // 64
-
-
-@dataclass(frozen=True, slots=True)
-class Settings:
-    """How a session works; none of it is written down.
-
-    Sizes in bytes; `reopen_every` n opens every n-th frame again before it is put.
-    """
-
-    level: int = 1
-    pack_size: int = 16 * 1024 * 1024
-    sealers: int = 2
-    putters: int = 2
-    reopen_every: int = 1
-    index_rows: int = 65_536
-    index_seconds: float = 300.0
-
-
-@dataclass(frozen=True, slots=True)
-class Seams:
-    """The world, as seen from the engine: wall clock, steady clock in seconds, random bytes."""
-
-    now: Callable[[], datetime]
-    steady: Callable[[], float]
-    random: Callable[[int], bytes]
 
 
 class WriteSession:
@@ -616,4 +591,4 @@ class TreeWriter:
         return page_id, sum(row[1] for row in group), group[0][2]
 
 
-__all__ = ["ABSENT", "Seams", "Settings", "WriteContent", "WriteLane", "WriteSession"]
+__all__ = ["ABSENT", "WriteContent", "WriteLane", "WriteSession"]
