@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import Executor, Future
@@ -56,7 +57,8 @@ class Inline(Executor):
 
 @pytest.fixture
 def without_threads(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Readers and checks that do everything in the thread that asks, and signatures seen once."""
+    """Readers and checks that do everything in the thread that asks; signatures and session keys
+    are seen once."""
     monkeypatch.setattr(reader, "ThreadPoolExecutor", Inline)
     monkeypatch.setattr(check, "ThreadPoolExecutor", Inline)
     verify, seen = keysets.verify, set[object]()
@@ -68,3 +70,6 @@ def without_threads(monkeypatch: pytest.MonkeyPatch) -> None:
             seen.add(key)
 
     monkeypatch.setattr(keysets, "verify", once)
+
+    opened = functools.cache(keysets.open_session_key)
+    monkeypatch.setattr(keysets, "open_session_key", opened)
