@@ -23,6 +23,7 @@ from rooms import (
     DictSource,
     committed,
     drawn,
+    expire,
     new_room,
     noise,
     open_room,
@@ -65,10 +66,10 @@ def start() -> dict[str, bytes]:
     """The objects of the repository before anybody acts."""
     storage = MemoryStorage()
     room = new_room(storage, "start")
-    gone = run_backup(room, "before")
+    run_backup(room, "before")
     run_backup(room, "kept")
-    storage.delete([name for name in storage.objects if name.endswith(gone)])
-    return {name: data for name, data in storage.objects.items() if f"snapshots/{gone}" not in name}
+    expire(room, committed(room)[0])
+    return dict(storage.objects)
 
 
 def run_backup(room: Repository, held: str) -> str:

@@ -14,6 +14,7 @@ from interleaving import Choose, Fate, Stage, Turn, at_random, explore, followin
 from protocol import Broken, World, make_repeatable
 
 from reference_pruner import Skips
+from strongroom.errors import StrongroomError
 from strongroom.repository.catalogue import Catalogue, Refs, Snapshot
 from strongroom.repository.index import Index
 from strongroom.repository.session import WriteSession
@@ -90,13 +91,15 @@ def without_w5(patch: pytest.MonkeyPatch) -> None:
 
 def without_w2(patch: pytest.MonkeyPatch) -> None:
     """Condemned packs are dedup targets like any other."""
-    load = Catalogue.load_index
+    read = Catalogue.read_index
 
-    def load_all(self: Catalogue, group: str, *, condemned: frozenset[bytes]) -> Index:
+    def read_all(
+        self: Catalogue, group: str, *, condemned: frozenset[bytes]
+    ) -> tuple[Index, dict[str, StrongroomError]]:
         del condemned
-        return load(self, group, condemned=frozenset())
+        return read(self, group, condemned=frozenset())
 
-    patch.setattr(Catalogue, "load_index", load_all)
+    patch.setattr(Catalogue, "read_index", read_all)
 
 
 def look_before_announcing(patch: pytest.MonkeyPatch) -> None:
