@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from blake3 import blake3
 
-from strongroom.errors import AlreadyExists
+from strongroom.errors import AlreadyExists, Damaged
 from strongroom.format import pack as packs
 from strongroom.format.segment import FRAME_ROW, Segment, SessionRow
 from strongroom.repository.catalogue import Catalogue, Refs
@@ -145,10 +145,17 @@ class Pruner:
         """Read every group's index; frames that were moved have their newer place first."""
         groups: dict[str, GroupIndex] = defaultdict(GroupIndex)
         segments: dict[str, Segment] = {}
+        damaged: dict[str, Damaged] = {}
         for entry in self._storage.list("index/"):
-            segments[entry.name] = self._catalogue.open_index(entry.name)
+            try:
+                segments[entry.name] = self._catalogue.open_index(entry.name)
+            except Damaged as fault:
+                damaged[entry.name] = fault
             groups[entry.name.split("/")[1]].names.append(entry.name)
         void = {old for rows in segments.values() for old in rows.replaces}
+        for name, fault in damaged.items():
+            if name not in void:  # what it told of would be taken for garbage
+                raise fault
         for name, rows in segments.items():
             if name not in void:
                 _join(groups[name.split("/")[1]], rows)

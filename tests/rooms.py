@@ -242,6 +242,16 @@ def as_read(files: Files) -> dict[bytes, bytes]:
     return {path: flat(content) for path, content in files.items()}
 
 
+def expire(repository: Repository, snapshot: Snapshot) -> None:
+    """Remove a snapshot as docs/format.md says: its session's marks, then the record.
+
+    The refs stay for a prune to drop.
+    """
+    marks = [f"sessions/{snapshot.group}/{snapshot.session}.{step}" for step in (0, 1)]
+    for name in (*marks, snapshot.name):
+        repository.storage.delete([name])
+
+
 def committed(repository: Repository) -> list[Snapshot]:
     """The snapshots that open."""
     return [one for one in repository.catalogue.snapshots() if isinstance(one, Snapshot)]

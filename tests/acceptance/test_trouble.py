@@ -208,6 +208,65 @@ def test_damage_is_named_and_nothing_wrong_is_delivered(filled: Desk) -> None:
     assert not (filled.root / "v").exists()
 
 
+def spoil(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.chmod(0o600)
+    path.write_bytes(data)
+
+
+def test_a_damaged_index_is_mended_by_the_next_backup(filled: Desk) -> None:
+    filled.run("backup", "vault")
+    (segment,) = (filled.repository / "index").rglob("*-*")
+    spoil(segment)
+    assert filled.run("check", "--json", status=9).result["damaged_snapshots"] == []
+    done = filled.run("backup", "vault", "--quiet", "--json")
+    (report,) = done.result["backups"]
+    assert segment.name in report["warnings"][0]
+    assert report["snapshot"]["new_size"] < 1000  # the facts tell of this run
+    assert done.stderr.startswith("warning: ")
+    checked = filled.run("check", "--read-data")
+    assert "no damage found" in checked.text
+    assert f"{segment.name} is damaged; another segment replaces it" in checked.text
+    assert filled.run("backup", "vault").stderr.count("warning") == 0
+    filled.run("restore", "vault", "--to", "out")
+    assert tree_of(filled.root / "out") == tree_of(filled.vault)
+
+
+def test_what_a_check_cannot_read_is_not_called_damaged(
+    filled: Desk, without_rights: Callable[..., Done]
+) -> None:
+    filled.run("backup", "vault")
+    (pack,) = (filled.repository / "packs").rglob("?" * 64)
+    without_rights("check", "--read-data")
+    pack.chmod(0)
+    done = without_rights("check", "--read-data", "--json", status=8)
+    assert done.result["findings"] == []
+    assert pack.name in done.result["unreached"][0]["object"]
+    assert done.code == "storage-denied"
+    text = without_rights("check", "--read-data", status=8)
+    assert "not checked: packs/" in text.text
+    assert "no damage found" in text.text
+    assert "could not be checked" in text.error_lines[0]
+    (tree,) = (filled.repository / "trees").rglob("?" * 64)
+    spoil(tree)
+    tree.chmod(0o644)
+    mixed = without_rights("check", "--read-data", "--json", status=9)
+    assert [Path(one["object"]).name for one in mixed.result["findings"]] == [tree.name]
+    assert any(pack.name in one["object"] for one in mixed.result["unreached"])
+
+
+def test_a_backup_whose_record_vanished_is_named(filled: Desk) -> None:
+    filled.run("backup", "vault")
+    (record,) = (filled.repository / "snapshots/vault").iterdir()
+    record.unlink()
+    done = filled.run("check", "--json", status=9)
+    (finding,) = done.result["findings"]
+    assert finding["object"] == f"snapshots/vault/{record.name}"
+    assert done.result["damaged_snapshots"] == [record.name.rsplit("-", 1)[-1]]
+    assert "before the next prune" in finding["reason"]
+
+
 def test_two_backups_at_once(filled: Desk) -> None:
     more = f'[source.twin]\ntype = "files"\npath = "{filled.vault}"\n'
     filled.config.write_text(filled.config.read_text() + more)

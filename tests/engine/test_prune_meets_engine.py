@@ -5,7 +5,18 @@ from __future__ import annotations
 import pytest
 
 from reference_pruner import Pruner
-from rooms import DictSource, committed, each, fill, new_room, noise, open_room, restore, take
+from rooms import (
+    DictSource,
+    committed,
+    each,
+    expire,
+    fill,
+    new_room,
+    noise,
+    open_room,
+    restore,
+    take,
+)
 from strongroom.errors import Overtaken
 from strongroom.format.tree import Entry, Kind
 from strongroom.operations.back_up import back_up
@@ -23,8 +34,7 @@ NEW = {b"a": OLD[b"a"], b"b": noise("b", 50_000)}
 
 
 def forget(room: Repository, index: int = 0) -> None:
-    """Expire a snapshot: the record goes, the refs stay for the prune to drop."""
-    room.storage.delete([committed(room)[index].name])
+    expire(room, committed(room)[index])
 
 
 def assert_sound(storage: Storage) -> None:
@@ -74,7 +84,7 @@ def test_a_reader_finds_the_other_copy_when_a_prune_takes_one() -> None:
         kept = (second, first)[loser]
         reader = room.open_snapshot(kept)
         reader.find(b"a")
-        storage.delete([(first, second)[loser].name])
+        expire(room, (first, second)[loser])
         Pruner(open_room(storage, "prune")).run()
         assert {entry.path: fill(entry.size, pieces) for entry, pieces in each(reader)} == NEW
         assert_sound(storage)

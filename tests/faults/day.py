@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from rooms import QUIET, Clock, DictSource, Files, Sparse, as_read, committed, noise, read, seams
-from strongroom.errors import AlreadyExists, KeyRefused, NotFound
+from strongroom.errors import AlreadyExists, KeyRefused, NotFound, StorageUnreachable
 from strongroom.format.tree import Entry, Kind
 from strongroom.keys.keyfile import KeyFileHolder
 from strongroom.keys.recovery_code import (
@@ -27,8 +27,9 @@ from strongroom.operations.initialise import initialise
 from strongroom.operations.keys import add_key, remove_key
 from strongroom.operations.opening import open_repository
 from strongroom.progress import Silent
+from strongroom.repository.footers import footers
 from strongroom.repository.keyring import Keyring
-from strongroom.repository.repository import Repository, footers
+from strongroom.repository.repository import Repository
 from strongroom.storage.base import Storage
 from strongroom.storage.memory import MemoryStorage
 
@@ -114,6 +115,8 @@ def look_after(storage: Storage, claims: Claims, seed: object) -> None:
     report = check(enter(storage, seed), level=3, progress=Silent())
     if report.findings:
         raise Found(str(report.findings))
+    if report.stopped or report.unreached:
+        raise StorageUnreachable("Not all could be checked.")
 
 
 class Found(Exception):

@@ -23,6 +23,7 @@ from rooms import (
     DictSource,
     committed,
     drawn,
+    expire,
     new_room,
     noise,
     open_room,
@@ -31,7 +32,7 @@ from rooms import (
     take,
     writer_keys,
 )
-from strongroom.errors import AlreadyExists, ObjectMissing, Overtaken
+from strongroom.errors import AlreadyExists, Damaged, ObjectMissing, Overtaken
 from strongroom.format import keyset as keysets
 from strongroom.format import record, segment
 from strongroom.format.keyset import Keyset
@@ -40,7 +41,9 @@ from strongroom.progress import Silent
 from strongroom.repository import session as sessions
 from strongroom.repository.catalogue import Catalogue
 from strongroom.repository.check import Checker
+from strongroom.repository.footers import footers
 from strongroom.repository.repository import Repository
+from strongroom.storage.faulty import flip
 from strongroom.storage.memory import MemoryStorage
 
 X, Z, Y = (noise(name, 700) for name in "xzy")
@@ -65,10 +68,10 @@ def start() -> dict[str, bytes]:
     """The objects of the repository before anybody acts."""
     storage = MemoryStorage()
     room = new_room(storage, "start")
-    gone = run_backup(room, "before")
+    run_backup(room, "before")
     run_backup(room, "kept")
-    storage.delete([name for name in storage.objects if name.endswith(gone)])
-    return {name: data for name, data in storage.objects.items() if f"snapshots/{gone}" not in name}
+    expire(room, committed(room)[0])
+    return dict(storage.objects)
 
 
 def run_backup(room: Repository, held: str) -> str:
@@ -77,17 +80,33 @@ def run_backup(room: Repository, held: str) -> str:
     return back_up(room, source, progress=Silent(), group="g", labels={"held": held}).snapshot.name
 
 
+@functools.cache
+def spoiled() -> dict[str, bytes]:
+    """The same with a bit flipped in every index segment."""
+    objects = dict(start())
+    for name in sorted(name for name in objects if name.startswith("index/")):
+        objects[name] = flip(objects[name], 700)
+    return objects
+
+
 @dataclass
 class World:
-    """One run's storage, actors and invariant. `bodies` name the actors: "one", "two", "prune"."""
+    """One run's storage, actors and invariant. `bodies` name the actors: "one", "two", "prune".
+
+    `spoil` damages the index first: writers mend it, and a prune that comes before that refuses.
+    """
 
     bodies: tuple[str, ...] = ("one", "two", "prune")
     skips: Skips = NO_SKIPS
     forget_orphans: bool = True
-    storage: MemoryStorage = field(default_factory=lambda: MemoryStorage(start()))
+    spoil: bool = False
+    storage: MemoryStorage = field(default_factory=MemoryStorage)
     restarts: int = 0
     # What was found whole once need not be read again: equal storages restore equally.
     seen: set[int] = field(default_factory=set)
+
+    def __post_init__(self) -> None:
+        self.storage.objects.update(spoiled() if self.spoil else start())
 
     def run(self, choose: Choose) -> Stage:
         """Run once; Broken when the invariant fails at any moment or at the end."""
@@ -110,7 +129,8 @@ class World:
             room = open_room_of(storage, keys, seed=(name, number))
             if name == "prune":
                 # Two pruners of one generation may find that the other was there first.
-                with contextlib.suppress(AlreadyExists, ObjectMissing):
+                refusals = (AlreadyExists, ObjectMissing, *([Damaged] if self.spoil else []))
+                with contextlib.suppress(*refusals):
                     Pruner(room, skips=self.skips, forget_orphans=self.forget_orphans).run()
                 return
             try:
@@ -143,8 +163,14 @@ class World:
             bytes.fromhex(n.rsplit("/", 1)[-1]) for n in objects if n[:6] in ("packs/", "trees/")
         }
         rests: set[tuple[str, int]] = set()
-        parts = {n: index_rows(n, d) for n, d in objects.items() if n.startswith("index/")}
+        parts = {
+            n: index_rows(n, d)
+            for n, d in objects.items()
+            if n.startswith("index/") and (not self.spoil or d != spoiled().get(n))
+        }
         void = {old for _, replaces in parts.values() for old in replaces}
+        if self.spoil and {n for n in objects if n in spoiled() and n[:6] == "index/"} - void:
+            rests |= footer_rows(objects)  # nobody has mended the index yet
         for name, (rows, _) in parts.items():
             if name not in void:
                 rests |= {key for key, pack in rows if pack in there}
@@ -214,6 +240,17 @@ def index_rows(name: str, data: bytes) -> tuple[list[tuple[tuple[str, int], byte
         for row in rows.frames
     ]
     return listed, rows.replaces
+
+
+def footer_rows(objects: Mapping[str, bytes]) -> set[tuple[str, int]]:
+    """(session, sequence) of every frame that the footer of a pack tells of."""
+    rooms = {name: data for name, data in objects.items() if name[:6] in ("packs/", "trees/")}
+    catalogue = Catalogue(MemoryStorage(rooms), reader_keys(), random=drawn(0))
+    return {
+        (rows.sessions[row["session"]].id.hex(), int(row["sequence"]))
+        for rows in footers(catalogue, set())
+        for row in rows.frames
+    }
 
 
 @functools.lru_cache(4096)

@@ -14,6 +14,8 @@ from interleaving import Choose, Fate, Stage, Turn, at_random, explore, followin
 from protocol import Broken, World, make_repeatable
 
 from reference_pruner import Skips
+from strongroom.errors import StrongroomError
+from strongroom.repository import mending
 from strongroom.repository.catalogue import Catalogue, Refs, Snapshot
 from strongroom.repository.index import Index
 from strongroom.repository.session import WriteSession
@@ -71,6 +73,25 @@ def test_orphans_may_be_left_for_later() -> None:
         worlds(at_random(seed, switching=0.4, dying=0.02, deaths=3))
 
 
+def test_a_spoiled_index_is_mended_beside_writers_and_a_pruner() -> None:
+    worlds = Worlds(spoil=True)
+    for _ in explore(worlds, preemptions=1):
+        if worlds.runs >= 150:
+            break
+    for seed in range(60):
+        worlds(at_random(seed, switching=0.4, dying=0.02, deaths=3))
+    assert worlds.ends > 40
+
+
+def test_mending_that_makes_void_what_is_not_told_again_is_caught(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(mending, "_tell", lambda *what, **how: 0)
+    monkeypatch.setattr(Catalogue, "committed_refs", lambda self, group: iter(()))
+    with pytest.raises(Broken):
+        Worlds(spoil=True)(following([]))
+
+
 @pytest.mark.parametrize("actor", [0, 2])
 def test_one_dies_at_every_step_and_is_started_again(actor: int) -> None:
     """Alone with the others behind it: crashes of a writer and of the pruner, at each operation."""
@@ -90,13 +111,15 @@ def without_w5(patch: pytest.MonkeyPatch) -> None:
 
 def without_w2(patch: pytest.MonkeyPatch) -> None:
     """Condemned packs are dedup targets like any other."""
-    load = Catalogue.load_index
+    read = Catalogue.read_index
 
-    def load_all(self: Catalogue, group: str, *, condemned: frozenset[bytes]) -> Index:
+    def read_all(
+        self: Catalogue, group: str, *, condemned: frozenset[bytes]
+    ) -> tuple[Index, dict[str, StrongroomError]]:
         del condemned
-        return load(self, group, condemned=frozenset())
+        return read(self, group, condemned=frozenset())
 
-    patch.setattr(Catalogue, "load_index", load_all)
+    patch.setattr(Catalogue, "read_index", read_all)
 
 
 def look_before_announcing(patch: pytest.MonkeyPatch) -> None:
@@ -223,6 +246,16 @@ def test_every_death_with_one_preemption(record_property: Record) -> None:
     for _ in explore(worlds, preemptions=1, deaths=1):
         continue
     record_property("faults", ("orders of two actors, one death, one preemption", worlds.runs))
+
+
+@pytest.mark.sweep
+def test_every_order_with_one_preemption_over_a_spoiled_index(record_property: Record) -> None:
+    worlds = Worlds(spoil=True)
+    for _ in explore(worlds, preemptions=1):
+        continue
+    for seed in range(2000):
+        worlds(at_random(seed, switching=0.35, dying=0.02, deaths=3))
+    record_property("faults", ("orders of three actors over a damaged index", worlds.runs))
 
 
 @pytest.mark.sweep

@@ -84,6 +84,10 @@ class Output:
         elif self._problems == _PROBLEMS_SHOWN + 1:
             self._complain("skipped: more (-v names every one)")
 
+    def warning(self, text: str) -> None:
+        """Tell of something amiss that does not make the result a bad one; also with --quiet."""
+        self._complain(f"warning: {show_text(text)}")
+
     def table(self, head: Sequence[str], rows: Sequence[Sequence[str]], right: str = "") -> None:
         """Print columns for people; `right` has an "r" for each column that is set to the right."""
         if self.json:

@@ -128,6 +128,29 @@ def decode(data: bytes | memoryview) -> Segment:
     return Segment(session_rows, listed, frame_rows, ids, lengths, names)
 
 
+def joined(segments: Sequence[Segment], *, replaces: Sequence[str] = ()) -> Segment:
+    """One segment that tells what several tell, and makes those in `replaces` void."""
+    sessions: dict[bytes, tuple[int, SessionRow]] = {}
+    packs: dict[tuple[bool, bytes], int] = {}
+    frames = []
+    for one in segments:
+        rows = one.frames.copy()
+        here = [sessions.setdefault(row.id, (len(sessions), row))[0] for row in one.sessions]
+        there = [packs.setdefault(pack, len(packs)) for pack in one.packs]
+        if len(rows):
+            rows["session"] = np.asarray(here, np.uint32)[rows["session"]]
+            rows["pack"] = np.asarray(there, np.uint32)[rows["pack"]]
+        frames.append(rows)
+    return Segment(
+        [row for _, row in sessions.values()],
+        list(packs),
+        np.concatenate([np.empty(0, FRAME_ROW), *frames]),
+        b"".join(one.ids for one in segments),
+        np.concatenate([np.empty(0, np.uint32), *(one.lengths for one in segments)]),
+        list(replaces),
+    )
+
+
 def _decode_sessions(view: memoryview, at: int, count: int) -> tuple[list[SessionRow], int]:
     rows = []
     for _ in range(count):

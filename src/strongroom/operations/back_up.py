@@ -16,12 +16,16 @@ ATTEMPTS = 5
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """What a backup did. `attempts` is more than one where a prune overtook the first."""
+    """What a backup did. `attempts` is more than one where a prune overtook the first.
+
+    `warnings` tell what the run found amiss in the repository, which this backup does not need.
+    """
 
     snapshot: Snapshot
     problems: Sequence[Problem]
     seconds: float
     attempts: int
+    warnings: Sequence[str] = ()
 
 
 def back_up(
@@ -37,8 +41,10 @@ def back_up(
     Problems with parts do not stop it; they are in the report and counted in the snapshot.
     """
     began = repository.seams.steady()
+    warnings: list[str] = []
     for attempt in range(1, ATTEMPTS + 1):
         session = repository.begin(group or source.name, progress=progress)
+        warnings += session.warnings
         try:
             taken = source.back_up(session, progress=progress)
             progress.phase("committing")
@@ -53,5 +59,5 @@ def back_up(
             raise
         source.settled()
         seconds = repository.seams.steady() - began
-        return Report(snapshot, taken.problems, seconds, attempt)
+        return Report(snapshot, taken.problems, seconds, attempt, tuple(warnings))
     raise AssertionError("unreachable: the last attempt returns or raises")

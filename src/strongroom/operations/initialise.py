@@ -3,15 +3,18 @@
 Before the identity is written there is no repository; a crash leaves key
 objects that open nothing, and the next `init` that succeeds clears them away:
 only who has put the identity may, or two at once would take each other's keys.
+
+The kit is shown only now. So a put whose answer is lost is followed by a look,
+and nothing that comes after the identity may end in an error.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from strongroom import __version__
-from strongroom.errors import AlreadyExists, Refused
+from strongroom.errors import ObjectMissing, Refused, StrongroomError
 from strongroom.format import keyset as keysets
 from strongroom.keys.base import KeyHolder
 from strongroom.keys.kit import recovery_kit
@@ -27,10 +30,14 @@ _KIB = 1024
 
 @dataclass(frozen=True, slots=True)
 class Initialised:
-    """The new repository's identity and the page to print and keep."""
+    """The new repository's identity and the page to print and keep.
+
+    `left` are key objects of an `init` that crashed, which could not be cleared away.
+    """
 
     identity: Identity
     kit: str
+    left: Sequence[str] = ()
 
 
 def initialise(
@@ -64,12 +71,13 @@ def initialise(
         admin_public=keyset.admin_public,
     )
     assert keyset.admin_private is not None
+    data = identities.encode(identity, keyset.admin_private)
+    _put_identity(storage, data, if_absent=capabilities.put_if_absent)
     try:
-        data = identities.encode(identity, keyset.admin_private)
-        storage.put(identities.NAME, data, if_absent=capabilities.put_if_absent)
-    except AlreadyExists:
-        raise _occupied(storage.url) from None
-    storage.delete(left)
+        storage.delete(left)
+        left = []
+    except StrongroomError:
+        pass  # they open nothing, and the kit is worth more than their going
     kit = recovery_kit(
         repository_id=repository.hex(),
         url=storage.url,
@@ -78,7 +86,30 @@ def initialise(
         version=__version__,
         sources=sources,
     )
-    return Initialised(identity, kit)
+    return Initialised(identity, kit, left)
+
+
+def _put_identity(storage: Storage, data: bytes, *, if_absent: bool) -> None:
+    """Put strongroom.json; when the answer is lost, see whether it is there, and whose it is."""
+    try:
+        storage.put(identities.NAME, data, if_absent=if_absent)
+        return
+    except StrongroomError as error:
+        fault = error
+    try:
+        found = storage.get(identities.NAME)
+    except ObjectMissing:
+        raise fault from None
+    except StrongroomError:
+        fault.means = "Nobody knows whether the repository was created; nothing rests in it yet."
+        fault.do = (
+            "Run `strongroom list` when the storage answers. If there is a repository, "
+            "`strongroom key add LABEL --new-recovery-code` makes the kit that was not shown; if "
+            "there is none, run the same command again."
+        )
+        raise fault from None
+    if found != data:
+        raise _occupied(storage.url) from None
 
 
 def _refuse_occupied(storage: Storage) -> list[str]:

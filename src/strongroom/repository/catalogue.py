@@ -14,13 +14,20 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import itertools
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
-from strongroom.errors import AlreadyExists, Damaged, ObjectMissing
+from strongroom.errors import (
+    AlreadyExists,
+    Damaged,
+    ObjectMissing,
+    StorageUnreachable,
+    StrongroomError,
+)
 from strongroom.format import keyset as keysets
 from strongroom.format import record, segment
 from strongroom.format.keyset import Keyset
@@ -195,24 +202,51 @@ class Catalogue:
         return sorted(entry.name for entry in self.storage.list(f"index/{group}/"))
 
     def load_index(self, group: str, *, condemned: frozenset[bytes]) -> Index:
-        """Read the index of a group, a segment at a time.
+        """Read the index of a group; raises what keeps a segment from being read."""
+        index, faults = self.read_index(group, condemned=condemned)
+        for fault in faults.values():
+            raise fault
+        return index
 
-        Starts over when a prune replaces segments between the list and the gets.
+    def read_index(
+        self, group: str, *, condemned: frozenset[bytes], beside: Sequence[Segment] = ()
+    ) -> tuple[Index, dict[str, StrongroomError]]:
+        """Read the index of a group, a segment at a time, and what is told `beside` it.
+
+        Returns it as far as it opens, and for each segment that does not the reason; one that
+        another segment replaces may be as it likes. Starts over when a prune replaces segments
+        between the list and the gets.
         """
         for attempt in range(_RELISTS + 1):
+            found = _OpenSegments(self, self.index_names(group))
             try:
-                names = self.index_names(group)
-                return Index(map(self.open_index, names), condemned=condemned)
+                index = Index(itertools.chain(found, beside), condemned=condemned)
             except ObjectMissing:
                 if attempt == _RELISTS:
                     raise
+                continue
+            lost = {n: f for n, f in found.faults.items() if n not in index.replaced}
+            return index, lost
         raise AssertionError("unreachable: the last attempt returns or raises")
 
-    def readable_index(self, group: str) -> Iterator[Segment]:
-        """Yield the index segments of a group that open."""
-        for name in self.index_names(group):
-            with contextlib.suppress(Damaged, ObjectMissing):  # the caller knows that some are
-                yield self.open_index(name)
+    def open_surely(self, name: str) -> Segment:
+        """Read one index segment; before it is called damaged or out of reach, a second time.
+
+        A bit may flip on the way too, and what follows from a damaged segment is much work.
+        """
+        try:
+            return self.open_index(name)
+        except (Damaged, StorageUnreachable):
+            return self.open_index(name)
+
+    def committed_refs(self, group: str) -> Iterator[Refs | None]:
+        """Yield what each snapshot of a group relies on, None where nobody can tell any more."""
+        for snapshot in self.snapshots():
+            if isinstance(snapshot, Snapshot) and snapshot.group == group:
+                try:
+                    yield self.open_refs(f"refs/{snapshot.source}/{snapshot.id}")
+                except (Damaged, ObjectMissing, KeyError):
+                    yield None
 
     # -- garbage collection ----------------------------------------------------------------
 
@@ -330,13 +364,17 @@ class Catalogue:
         """Read a session mark."""
         return self._json(name, record.MARK)
 
-    def unfinished(self, group: str) -> set[str]:
-        """Sessions of a group that opened, did not close and were not taken up: crashed, or running."""
+    def marks(self, group: str) -> dict[str, set[str]]:
+        """The steps of every session of a group, as its marks tell."""
         steps: dict[str, set[str]] = {}
         for entry in self.storage.list(f"sessions/{group}/"):
             session, _, step = entry.name.rsplit("/", 1)[-1].partition(".")
             steps.setdefault(session, set()).add(step)
-        return {session for session, seen in steps.items() if seen == {"0"}}
+        return steps
+
+    def unfinished(self, group: str) -> set[str]:
+        """Sessions of a group that opened, did not close and were not taken up: crashed, or running."""
+        return {session for session, seen in self.marks(group).items() if seen == {"0"}}
 
     # -- records ---------------------------------------------------------------------------
 
@@ -356,6 +394,27 @@ class Catalogue:
         if not isinstance(document, dict):
             raise _damaged(name, "it is not a document")
         return document
+
+
+class _OpenSegments:
+    """The index segments that open, one at a time; those that do not are noted in `faults`.
+
+    An object that cannot be reached is one of these only while the store itself answers.
+    """
+
+    def __init__(self, catalogue: Catalogue, names: Sequence[str]) -> None:
+        self._catalogue, self._names = catalogue, names
+        self.faults: dict[str, StrongroomError] = {}
+
+    def __iter__(self) -> Iterator[Segment]:
+        for name in self._names:
+            try:
+                yield self._catalogue.open_surely(name)
+            except Damaged as fault:
+                self.faults[name] = fault
+            except StorageUnreachable as fault:
+                next(iter(self._catalogue.storage.list(name)), None)  # raises when nothing answers
+                self.faults[name] = fault
 
 
 def _damaged(name: str, reason: str) -> Damaged:

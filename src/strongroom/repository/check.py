@@ -8,11 +8,15 @@
 L1's trees and L3 need a reader's key; with a writer's they are left out and
 said to be. A finding names the object, the reason, and the snapshots and files
 that do not restore because of it; damage that hurts nobody is said to hurt nobody.
+
+What cannot be reached is no finding: nobody knows whether it is damaged. It is told apart, and
+when the store itself stops to answer, so does the check.
 """
 
 from __future__ import annotations
 
 import os
+import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
@@ -22,21 +26,33 @@ import numpy as np
 import numpy.typing as npt
 from blake3 import blake3
 
-from strongroom.errors import Damaged, KeyRefused, ObjectMissing, StrongroomError
+from strongroom.errors import (
+    Damaged,
+    KeyRefused,
+    ObjectMissing,
+    StorageDenied,
+    StrongroomError,
+    Unreachable,
+)
 from strongroom.format import content as contents
 from strongroom.format import keyset as keysets
 from strongroom.format import pack as packs
 from strongroom.format.content import ID_SIZE
 from strongroom.format.frame import FrameOpener
+from strongroom.format.keyset import READER
 from strongroom.format.segment import Segment
 from strongroom.format.tree import Entry
 from strongroom.progress import Progress
 from strongroom.repository import identity, keyring
-from strongroom.repository.catalogue import DamagedRecord, Refs, Snapshot
+from strongroom.repository.catalogue import Catalogue, Refs, Snapshot
+from strongroom.repository.footers import footers, read_footer
 from strongroom.repository.index import ABSENT, Index
 from strongroom.repository.reader import ChunkReader, SnapshotReader
-from strongroom.repository.repository import Repository, footers, read_footer
+from strongroom.repository.repository import Repository
+from strongroom.storage.base import Buffer, Storage
+from strongroom.storage.base import Entry as StoredObject
 
+OUT_OF_REACH = (Unreachable, StorageDenied)
 FILES_NAMED = 1000  # a finding names so many files of a snapshot; the rest is counted
 
 
@@ -56,12 +72,26 @@ class Finding:
     files_affected: int = 0
 
 
+@dataclass(frozen=True, slots=True)
+class Unreached:
+    """An object, or a snapshot whose trees could not be walked, that could not be checked."""
+
+    object: str
+    fault: StrongroomError
+
+
 @dataclass(slots=True)
 class Report:
-    """What a check looked at and what it found. Sizes in bytes."""
+    """What a check looked at and what it found. Sizes in bytes.
+
+    `unreached` could not be checked; `stopped` says why the check came to no end. Findings may
+    then blame snapshots that would have turned out not to be hurt.
+    """
 
     level: int
     findings: list[Finding] = field(default_factory=list)
+    unreached: list[Unreached] = field(default_factory=list)
+    stopped: StrongroomError | None = None
     notes: list[str] = field(default_factory=list)
     objects: int = 0
     snapshots: int = 0
@@ -89,13 +119,15 @@ class _Group:
     """One group's index and what is known to be bad in it.
 
     `unindexed` counts, per snapshot id, frames that no index segment tells of; `index` may know
-    them from footers. `spoiled` are chunks, as frame row and id, whose bytes are others.
+    them from footers. `spoiled` are chunks, as frame row and id, whose bytes are others. `blind`
+    says why a segment or a footer could not be reached: what the index lacks may be there yet.
     """
 
     index: Index
     bad: npt.NDArray[np.bool_]
     unindexed: dict[str, int] = field(default_factory=dict)
     spoiled: set[tuple[int, bytes]] = field(default_factory=set)
+    blind: StrongroomError | None = None
 
     def lacks(self, chunk_id: bytes) -> bool:
         """Is there no good copy of a chunk?"""
@@ -109,17 +141,21 @@ class Checker:
 
     def __init__(self, repository: Repository, *, progress: Progress) -> None:
         self._repository = repository
-        self._storage = repository.storage
-        self._catalogue = repository.catalogue
+        self._storage = _Watched(repository.storage)
+        keyset, random = repository.keys.current, repository.seams.random
+        self._catalogue = Catalogue(self._storage, keyset, random=random)
         self._progress = progress
         self._sizes: dict[str, int] = {}
         self._groups: dict[str, _Group] = {}
         self._snapshots: list[Snapshot] = []
         self._refs: dict[str, Refs] = {}
+        self._committed: dict[str, str] = {}  # commit records that marks tell of, by object name
         self._reads = repository.keys.current.reads
         self._bad_packs: dict[str, str] = {}
         self._condemned: frozenset[bytes] = frozenset()
         self._openers: dict[tuple[bytes, bytes], FrameOpener] = {}
+        self._void: set[str] = set()
+        self._slot_list: list[keyring.SlotInfo] | None = None
 
     def run(
         self,
@@ -130,40 +166,51 @@ class Checker:
     ) -> Report:
         """Check up to `level`; L2 and L3 take packs in the order of `last_verified`, never first."""
         report = Report(level)
-        self._progress.phase("listing objects")
-        self._sizes = {entry.name: entry.size for entry in self._storage.list("")}
-        report.objects = len(self._sizes)
-        self._records(report)
-        self._load_groups(report)
-        self._pack_sizes(report)
-        self._lost_objects(report)
-        if level >= 1:
-            self._resolve(report)
-        if level >= 2:
-            self._read_packs(report, level, budget or Budget(), last_verified or {})
-        if level >= 1:
-            self._name_files(report)
+        try:
+            self._run(report, budget or Budget(), last_verified or {})
+        except OUT_OF_REACH as fault:
+            if not self._sizes:
+                raise
+            report.stopped = fault
         report.snapshots = len(self._snapshots)
         return report
 
+    def _run(self, report: Report, budget: Budget, last_verified: Mapping[str, float]) -> None:
+        level = report.level
+        self._progress.phase("listing objects")
+        # All that a snapshot relies on was put before it: listed later, it must be there.
+        commits = [entry.name for entry in self._storage.list("snapshots/")]
+        self._sizes = {entry.name: entry.size for entry in self._storage.list("")}
+        report.objects = len(self._sizes)
+        self._records(report, commits)
+        self._load_groups(report)
+        self._pack_sizes(report)
+        self._lost_objects(report)
+        self._lost_slots(report)
+        if level >= 1:
+            self._resolve(report)
+        if level >= 2:
+            self._read_packs(report, level, budget, last_verified)
+        if level >= 1:
+            self._name_files(report)
+
+    def _miss(self, report: Report, name: str, fault: StrongroomError) -> None:
+        """Note what cannot be reached; where the store itself does not answer, that is the end."""
+        if self._storage.away is not None:
+            raise self._storage.away
+        report.unreached.append(Unreached(name, fault))
+
     # -- L0 --------------------------------------------------------------------------------
 
-    def _records(self, report: Report) -> None:
+    def _records(self, report: Report, commits: Iterable[str]) -> None:
         self._identity(report)
-        for slot in keyring.list_slots(self._storage):
-            if slot.damaged:
-                report.findings.append(
-                    Finding(0, slot.name, "the key object is not what its name says")
-                )
-        for found in self._catalogue.snapshots():
-            if isinstance(found, DamagedRecord):
-                lost = found.name.rsplit("-", 1)[-1]
-                report.findings.append(Finding(0, found.name, found.reason, [lost]))
-            else:
-                self._snapshots.append(found)
+        self._slots(report)
+        for name in sorted(commits, key=lambda name: name.rsplit("/", 1)[-1]):
+            lost = [name.rsplit("-", 1)[-1]]
+            self._try(report, name, self._open_snapshot, hurt=lost)
         openers: dict[str, Callable[[str], object]] = {
             "refs/": self._open_refs,
-            "sessions/": self._catalogue.open_mark,
+            "sessions/": self._open_mark,
             "gc/": self._catalogue.open_gc,
         }
         for name in sorted(self._sizes):
@@ -176,17 +223,50 @@ class Checker:
     def _identity(self, report: Report) -> None:
         try:
             identity.load(self._storage)
+        except OUT_OF_REACH as fault:
+            self._miss(report, identity.NAME, fault)
         except StrongroomError as fault:
             report.findings.append(Finding(0, identity.NAME, fault.what))
+
+    def _slots(self, report: Report) -> None:
+        try:
+            self._slot_list = keyring.list_slots(self._storage)
+        except OUT_OF_REACH as fault:
+            self._miss(report, keyring.PREFIX, fault)
+            return
+        for slot in self._slot_list:
+            if slot.damaged:
+                report.findings.append(
+                    Finding(0, slot.name, "the key object is not what its name says")
+                )
+
+    def _open_snapshot(self, name: str) -> None:
+        snapshot = self._catalogue.open_snapshot(name)
+        if snapshot is not None:
+            self._snapshots.append(snapshot)
 
     def _open_refs(self, name: str) -> None:
         self._refs[name.rsplit("/", 1)[-1]] = self._catalogue.open_refs(name)
 
-    def _try(self, report: Report, name: str, opener: Callable[[str], object]) -> None:
+    def _open_mark(self, name: str) -> None:
+        body = self._catalogue.open_mark(name)
+        if name.endswith(".1") and body.get("outcome") == "committed" and "snapshot" in body:
+            self._committed[str(body["snapshot"])] = name
+
+    def _try(
+        self,
+        report: Report,
+        name: str,
+        opener: Callable[[str], object],
+        *,
+        hurt: Sequence[str] = (),
+    ) -> None:
         try:
             opener(name)
         except (Damaged, KeyError, TypeError, ValueError) as fault:
-            report.findings.append(Finding(0, name, _reason(fault)))
+            report.findings.append(Finding(0, name, _reason(fault), [*hurt]))
+        except OUT_OF_REACH as fault:
+            self._miss(report, name, fault)
         except ObjectMissing:
             report.notes.append(f"{name} went away during the check")
 
@@ -195,6 +275,8 @@ class Checker:
             self._condemned = self._catalogue.load_condemned().packs
         except Damaged:
             report.notes.append("condemned packs are not known: a record under gc/ is damaged")
+        except OUT_OF_REACH:  # named when the records were opened
+            report.notes.append("condemned packs are not known: a record under gc/ is out of reach")
         segments: dict[str, dict[str, Segment]] = defaultdict(dict)
         for name in sorted(self._sizes):
             if not name.startswith("index/"):
@@ -204,10 +286,22 @@ class Checker:
             self._try(
                 report, name, lambda name: _keep(segments, self._catalogue.open_index(name), name)
             )
+        self._pardon_replaced(report, segments)
         for snapshot in self._snapshots:
             segments.setdefault(snapshot.group, {})
         for group, found in segments.items():
             self._groups[group] = self._load_group(report, group, list(found.values()))
+
+    def _pardon_replaced(self, report: Report, segments: Mapping[str, dict[str, Segment]]) -> None:
+        """A segment that another one made void holds nothing: it may be damaged."""
+        void = {
+            old for found in segments.values() for rows in found.values() for old in rows.replaces
+        }
+        for name in sorted(void & {finding.object for finding in report.findings}):
+            report.notes.append(f"{name} is damaged; another segment replaces it")
+        report.findings = [found for found in report.findings if found.object not in void]
+        report.unreached = [missed for missed in report.unreached if missed.object not in void]
+        self._void = void
 
     def _load_group(self, report: Report, name: str, segments: list[Segment]) -> _Group:
         """Join a group's segments; where they lack something, ask the footers of other packs."""
@@ -219,24 +313,29 @@ class Checker:
             and snapshot.id in self._refs
             and (missing := index.unknown(self._refs[snapshot.id].frames))
         }
-        if unindexed or self._doubtful(name, index, len(segments)):
-            known = {pack for _, pack in index.packs}
-            found = list(footers(self._catalogue, known))
+        away = [m.fault for m in report.unreached if m.object.startswith(f"index/{name}/")]
+
+        def miss(pack: str, fault: StrongroomError) -> None:
+            away.append(fault)
+            self._miss(report, pack, fault)
+
+        if unindexed or self._doubtful(name, index, {rows.name for rows in segments}):
+            found = list(footers(self._catalogue, index.told_packs(), unreached=miss))
             index = Index([*segments, *found], condemned=self._condemned)
             report.notes.append(
                 f"{len(found)} packs that no segment of {name} lists were looked into"
             )
-        return _Group(index, np.zeros(index.frames, np.bool_), unindexed)
+        bad = np.zeros(index.frames, np.bool_)
+        return _Group(index, bad, unindexed, blind=away[0] if away else None)
 
-    def _doubtful(self, name: str, index: Index, opened: int) -> bool:
+    def _doubtful(self, name: str, index: Index, opened: set[str]) -> bool:
         """Might the index lack something that no refs can tell of?"""
         snapshots = [snapshot for snapshot in self._snapshots if snapshot.group == name]
         if any(snapshot.id not in self._refs for snapshot in snapshots):
             return True
-        stored = sum(object_name.startswith(f"index/{name}/") for object_name in self._sizes)
+        stored = {each for each in self._sizes if each.startswith(f"index/{name}/")}
         # A frame that was moved has its chunk rows in another segment: is it there?
-        hollow = not np.bincount(index.frame, minlength=index.frames).all()
-        return opened < stored or hollow
+        return bool(stored - opened - self._void) or bool(index.hollow().any())
 
     def _pack_sizes(self, report: Report) -> None:
         for group in self._groups.values():
@@ -262,20 +361,113 @@ class Checker:
                 self._blame(report, 0, name, reason, group, bad)
 
     def _lost_objects(self, report: Report) -> None:
-        """Snapshots without refs, and refs that point at a snapshot that is not there."""
+        """Snapshots without refs, refs and marks without a snapshot, records that left a gap."""
+        told = {finding.object for finding in report.findings}
+        told |= {missed.object for missed in report.unreached}
         for snapshot in self._snapshots:
-            if snapshot.id not in self._refs:
-                name = f"refs/{snapshot.source}/{snapshot.id}"
-                if not any(finding.object == name for finding in report.findings):
-                    reason = "the snapshot's refs are missing: a prune would not spare its packs"
-                    report.findings.append(Finding(0, name, reason))
-        committed = {snapshot.name for snapshot in self._snapshots}
+            name = f"refs/{snapshot.source}/{snapshot.id}"
+            if snapshot.id not in self._refs and name not in told:
+                reason = "the snapshot's refs are missing: a prune would not spare its packs"
+                report.findings.append(Finding(0, name, reason))
+        self._lost_commits(report)
+        committed = {snapshot.name for snapshot in self._snapshots} | set(self._committed)
         for refs in self._refs.values():
             if refs.snapshot not in committed and refs.snapshot not in self._sizes:
                 report.notes.append(
                     f"{refs.name} announces {refs.snapshot}, which is not there:"
                     " a run that did not commit, or a snapshot that was removed"
                 )
+        self._lost_marks(report)
+        self._lost_prunes(report)
+
+    def _lost_commits(self, report: Report) -> None:
+        """Commit records that are gone although a session's mark says that it put them.
+
+        Who removes a snapshot removes the marks first, so the loss was nobody's will.
+        """
+        whole = {snapshot.name for snapshot in self._snapshots}
+        held = {refs.snapshot for refs in self._refs.values()}
+        for name, mark in sorted(self._committed.items()):
+            if name in whole or self._stands(report, name) or not self._is_there(report, mark):
+                continue
+            reason = f"the commit record is gone; {mark} says that the backup was committed. "
+            if name in self._sizes:
+                reason += "A prune took it for a run that had died: its contents are given up"
+            elif name in held:
+                reason += (
+                    "It cannot be restored, but its refs still hold its contents: bring the"
+                    " record back from a copy of the repository before the next prune"
+                )
+            else:
+                reason += (
+                    "Its refs are gone too: bring both back from a copy of the repository before"
+                    " the next prune"
+                )
+            report.findings.append(Finding(0, name, reason, [name.rsplit("-", 1)[-1]]))
+
+    def _stands(self, report: Report, name: str) -> bool:
+        """Does something else than a tombstone stand at a commit record's name? Look once more."""
+        try:
+            return self._catalogue.open_snapshot(name) is not None
+        except ObjectMissing:
+            return False
+        except Damaged:
+            return True  # a finding of its own
+        except OUT_OF_REACH as fault:
+            if name not in {missed.object for missed in report.unreached}:
+                self._miss(report, name, fault)
+            return True
+
+    def _is_there(self, report: Report, name: str) -> bool:
+        try:
+            self._storage.get(name)
+        except ObjectMissing:
+            return False
+        except OUT_OF_REACH as fault:
+            self._miss(report, name, fault)
+        return True
+
+    def _lost_marks(self, report: Report) -> None:
+        """A mark that is gone costs no backup: at worst what a dead run left is stored again."""
+        names = {name for name in self._sizes if name.startswith("sessions/")}
+        for session in sorted({name.rsplit(".", 1)[0] for name in names}):
+            if f"{session}.0" not in names:
+                report.notes.append(f"{session}.0 is gone; no backup hangs on it")
+
+    def _lost_prunes(self, report: Report) -> None:
+        """Generations are numbered without a gap and are never deleted."""
+        numbers = [int(found[1]) for name in self._sizes if (found := _GENERATION.fullmatch(name))]
+        for number in range(1, max(numbers, default=0) + 1):
+            name = f"gc/{number:08d}.condemn"
+            if name not in self._sizes and not self._is_there(report, name):
+                reason = (
+                    "the record is gone: nobody knows which packs this prune gave up, and a new"
+                    " backup may rely on one that a prune still deletes"
+                )
+                report.findings.append(Finding(0, name, reason))
+
+    def _lost_slots(self, report: Report) -> None:
+        """For every epoch that something was sealed in, a reader's slot must be left.
+
+        Keys that came without a slot say nothing of what slots there should be.
+        """
+        if self._slot_list is None or not self._repository.keys.slots:
+            return
+        whole = [slot for slot in self._slot_list if not slot.damaged]
+        sealed = {snapshot.epoch for snapshot in self._snapshots}
+        for group in self._groups.values():
+            sealed |= {session.epoch for session in group.index.sessions}
+        for epoch in sorted(sealed - {slot.epoch for slot in whole if slot.role == READER}):
+            reason = (
+                f"no key slot is left that reads epoch {epoch}: who holds no copy of one cannot"
+                " restore what was written in it. `strongroom key add` makes one, with keys that"
+                " still open the repository"
+            )
+            report.findings.append(Finding(0, f"{keyring.PREFIX}{epoch}/", reason))
+        if not any(slot.kind == "recovery-code" for slot in whole):
+            report.notes.append(
+                "no key slot of a recovery code is left: a printed kit opens nothing"
+            )
 
     def _blame(
         self,
@@ -312,6 +504,10 @@ class Checker:
             missing = group.unindexed.get(snapshot.id)
             if refs is not None and missing:
                 lost = group.index.unknown(refs.frames)
+                if group.blind is not None:  # nobody knows what stands where we cannot look
+                    if lost:
+                        self._miss(report, refs.name, group.blind)
+                    continue
                 reason = f"{missing} frames that it relies on are in no index segment"
                 reason += (
                     f", {lost} of them in no pack's footer" if lost else "; footers tell of them"
@@ -337,6 +533,7 @@ class Checker:
         self._progress.plan(size=sum(self._sizes[name] for name in names), files=len(names))
         self._progress.phase("reading packs")
         left = iter(names)
+        report.packs_left = len(names)
         with ThreadPoolExecutor(max(2, os.cpu_count() or 2)) as pool:
             running: dict[Future[_PackVerdict], str] = {}
             stopped = False
@@ -354,8 +551,12 @@ class Checker:
                     break
                 done, _ = wait(running, return_when=FIRST_COMPLETED)
                 for job in done:
-                    self._judge(report, running.pop(job), job.result())
-        report.packs_left = len(names) - report.packs_read
+                    name, verdict = running.pop(job), job.result()
+                    if verdict.unreached is not None:
+                        self._miss(report, name, verdict.unreached)
+                    else:
+                        self._judge(report, name, verdict)
+                report.packs_left = len(names) - report.packs_read
 
     def _judge(self, report: Report, name: str, verdict: _PackVerdict) -> None:
         report.packs_read += 1
@@ -386,8 +587,10 @@ class Checker:
         ]
         try:
             data = self._storage.get(name)
-        except StrongroomError as fault:
+        except (Damaged, ObjectMissing) as fault:
             return _PackVerdict(2, fault.what, holders)
+        except StrongroomError as fault:
+            return _PackVerdict(2, None, [], unreached=fault)
         whole = blake3(data).digest() == raw
         if whole and not deep:
             return _PackVerdict(2, None, [])
@@ -459,15 +662,24 @@ class Checker:
         for snapshot in self._snapshots:
             group = self._groups[snapshot.group]
             reader = SnapshotReader(snapshot, chunks[snapshot.group])
-            hurt = list(_hurt_entries(reader, group))
-            pages = list(reader.damaged_pages())
+            away: list[StrongroomError] = []
+            hurt = list(_hurt_entries(reader, group, away))
+            pages = [*_within_reach(reader.damaged_pages(), away)]
             facts = self._facts_fault(reader)
-            if hurt or pages or facts is not None:
+            if isinstance(facts, OUT_OF_REACH):
+                away.append(facts)
+                facts = None
+            blamed = any(snapshot.id in finding.snapshots for finding in report.findings)
+            if (hurt or pages or facts is not None) and group.blind is not None and not blamed:
+                away.append(group.blind)
+            elif hurt or pages or facts is not None:
                 self._attach(report, snapshot, hurt, pages, facts)
-                continue
-            for finding in report.findings:
-                if snapshot.id in finding.snapshots:
-                    finding.snapshots.remove(snapshot.id)
+            if away:  # what could not be walked may be hurt: nobody is acquitted
+                self._miss(report, snapshot.name, away[0])
+            elif not (hurt or pages or facts is not None):
+                for finding in report.findings:
+                    if snapshot.id in finding.snapshots:
+                        finding.snapshots.remove(snapshot.id)
         for reading in chunks.values():
             reading.close()
 
@@ -511,11 +723,54 @@ _FOLDERS = {
 }  # fmt: skip
 
 
+_GENERATION = re.compile(r"gc/([0-9]{8})\.(?:condemn|done)")
+
+
+class _Watched:
+    """The storage, which is not asked any more once it has ceased to answer.
+
+    Each answer that does not come was waited for minutes by the adapter already.
+    """
+
+    def __init__(self, inner: Storage) -> None:
+        self._inner = inner
+        self.away: StrongroomError | None = None
+        self.url = inner.url
+
+    def get(self, name: str, *, offset: int = 0, length: int | None = None) -> bytes:
+        if self.away is not None:
+            raise self.away
+        try:
+            return self._inner.get(name, offset=offset, length=length)
+        except OUT_OF_REACH as fault:
+            try:  # is it this object alone?
+                next(iter(self._inner.list(identity.NAME)), None)
+            except StrongroomError:
+                self.away = fault
+            raise
+
+    def list(self, prefix: str) -> Iterator[StoredObject]:
+        return self._inner.list(prefix)
+
+    def put(self, name: str, data: Buffer, *, if_absent: bool = False) -> None:
+        self._inner.put(name, data, if_absent=if_absent)
+
+    def delete(self, names: Iterable[str]) -> None:
+        self._inner.delete(names)
+
+    def free_space(self) -> int | None:
+        return self._inner.free_space()
+
+    def close(self) -> None:
+        self._inner.close()
+
+
 @dataclass(frozen=True, slots=True)
 class _PackVerdict:
     level: int
     reason: str | None
     bad: list[_Bad]
+    unreached: StrongroomError | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -540,12 +795,31 @@ def _overlap(held: Iterable[Sequence[int]], spoiled: Sequence[Sequence[int]]) ->
     return any(begin < end and first < after for begin, after in held for first, end in spoiled)
 
 
-def _hurt_entries(reader: SnapshotReader, group: _Group) -> Iterator[bytes]:
-    """Paths whose content cannot be had, as far as the tree can be walked."""
+def _within_reach(
+    pages: Iterable[tuple[bytes, StrongroomError]], away: list[StrongroomError]
+) -> Iterator[tuple[bytes, StrongroomError]]:
+    """Pages that are damaged; why others cannot be reached goes to `away`."""
+    for path, fault in pages:
+        if isinstance(fault, OUT_OF_REACH):
+            away.append(fault)
+        else:
+            yield path, fault
+
+
+def _hurt_entries(
+    reader: SnapshotReader, group: _Group, away: list[StrongroomError]
+) -> Iterator[bytes]:
+    """Paths whose content cannot be had, as far as the tree can be walked.
+
+    Why an extent page cannot be reached goes to `away`.
+    """
     batch: list[tuple[bytes, bytes]] = []
     for entry in reader.readable_entries():
         try:
             ids = b"".join(_content_ids(reader, entry))
+        except OUT_OF_REACH as fault:
+            away.append(fault)
+            continue
         except (StrongroomError, ValueError):
             yield entry.path
             continue

@@ -168,9 +168,9 @@ class Session:
 class Index:
     """Every chunk that is in reach, and where it rests.
 
-    `condemned` holds pack names that are no dedup target. `find` gives chunk rows;
-    `frame`, `offset` and `length` are columns over those rows; a chunk whose only
-    frames rest in condemned packs is found with `usable` False.
+    `condemned` holds pack names that are no dedup target; `replaced` the names of segments that
+    others make void. `find` gives chunk rows; `frame`, `offset` and `length` are columns over those
+    rows; a chunk whose only frames rest in condemned packs is found with `usable` False.
     """
 
     def __init__(
@@ -182,6 +182,7 @@ class Index:
         builder.drop_replaced()
         self.sessions = builder.sessions
         self.packs = builder.packs
+        self.replaced = builder.void
         self._frames = builder.frames()
         self._condemned = np.fromiter(
             (name in condemned for _, name in self.packs), np.bool_, len(self.packs)
@@ -281,6 +282,21 @@ class Index:
         """The packs in which the marked frames rest."""
         return {self.packs[number] for number in np.unique(self._frames["pack"][frame_rows])}
 
+    def told_packs(self) -> set[bytes]:
+        """Names of the packs of which all is known: frames, and the chunks in each.
+
+        The row of a frame that was moved may stand here while its chunk rows stood elsewhere.
+        """
+        told = np.zeros(len(self.packs), np.bool_)
+        told[self._every["pack"]] = True
+        told[self._frames["pack"][self.hollow()]] = False
+        return {self.packs[number][1] for number in np.flatnonzero(told).tolist()}
+
+    def hollow(self) -> npt.NDArray[np.bool_]:
+        """Mark the frames of which no chunk is known."""
+        hollow: npt.NDArray[np.bool_] = np.bincount(self.frame, minlength=self.frames) == 0
+        return hollow
+
     def references(self, frame_rows: npt.NDArray[np.bool_]) -> dict[bytes, list[list[int]]]:
         """The marked frames as ranges [first, after last) of sequence numbers, per session id."""
         keys = self._frame_keys[frame_rows]
@@ -373,7 +389,7 @@ class _Builder:
         self._session_numbers: dict[bytes, int] = {}
         self._pack_numbers: dict[tuple[bool, bytes], int] = {}
         self._parts: dict[str, _Part] = {}
-        self._void: set[str] = set()
+        self.void: set[str] = set()
 
     def add(self, segment: Segment) -> None:
         """Take a segment's columns; the bytes that it was decoded from can go."""
@@ -387,11 +403,11 @@ class _Builder:
             rows["pack"] = np.asarray(packs, np.uint32)[rows["pack"]]
         part = _Part(rows, split(segment.ids), segment.lengths.astype(np.uint32))
         self._parts[segment.name or f"#{len(self._parts)}"] = part
-        self._void.update(segment.replaces)
+        self.void.update(segment.replaces)
 
     def drop_replaced(self) -> None:
         """Leave out the segments that another one makes void, and join the others."""
-        parts = [part for name, part in self._parts.items() if name not in self._void]
+        parts = [part for name, part in self._parts.items() if name not in self.void]
         self._parts = {}
         self._frames = [part.frames for part in parts]
         self._lengths = [part.lengths for part in parts]

@@ -27,7 +27,15 @@ from typing import Any, NamedTuple
 
 from blake3 import blake3
 
-from strongroom.errors import AlreadyExists, Damaged, KeyRefused, NotFound, ObjectMissing, Refused
+from strongroom.errors import (
+    AlreadyExists,
+    Damaged,
+    KeyRefused,
+    NotFound,
+    ObjectMissing,
+    Refused,
+    StrongroomError,
+)
 from strongroom.format.keyset import READER, WRITER, Keyset, check_name
 from strongroom.format.keyset import decode as decode_keyset
 from strongroom.format.record import canonical
@@ -141,10 +149,8 @@ def add_slot(
     name = _object_name(keyset.epoch, data)
     try:
         storage.put(name, data, if_absent=True)
-    except AlreadyExists:
-        # The name is the hash of the bytes: a put whose answer was lost left this very object.
-        if storage.get(name) != data:
-            raise
+    except StrongroomError as fault:
+        _look_for(storage, name, data, fault)
     return _decode(name, data).info
 
 
@@ -165,7 +171,10 @@ def remove_slot(storage: Storage, chosen: str, opened_with: Keyring) -> SlotInfo
         raise Refused(f"{chosen!r} names {len(found)} key slots: {names}.")
     (info,) = found
     _check_way_remains(info, slots, opened_with)
-    storage.delete([info.name])
+    try:
+        storage.delete([info.name])
+    except StrongroomError as fault:
+        _look_gone(storage, info.name, fault)
     return info
 
 
@@ -186,6 +195,39 @@ def slot_context(repository_id: bytes, epoch: int, role: str, label: str, create
         "role": role,
     }
     return b"strongroom key slot 1\n" + canonical(bound)
+
+
+def _look_for(storage: Storage, name: str, data: bytes, fault: StrongroomError) -> None:
+    """A put failed, or its answer was lost: raise `fault` unless this very object is there.
+
+    The name is the hash of the bytes, so what is there is ours.
+    """
+    try:
+        found = storage.get(name)
+    except ObjectMissing:
+        raise fault from None
+    except StrongroomError:
+        fault.means = "Nobody knows whether the key slot was written; the other keys are untouched."
+        fault.do = (
+            "See `strongroom key list` when the storage answers; remove the slot if it is there, "
+            "then run the same command again."
+        )
+        raise fault from None
+    if found != data:
+        raise fault
+
+
+def _look_gone(storage: Storage, name: str, fault: StrongroomError) -> None:
+    """A delete failed, or its answer was lost: raise `fault` unless the object is gone."""
+    try:
+        storage.get(name, length=1)
+    except ObjectMissing:
+        return
+    except StrongroomError:
+        fault.means = "Nobody knows whether the key slot was removed; it may still open."
+        fault.do = "See `strongroom key list` when the storage answers; if it is there, try again."
+        raise fault from None
+    raise fault
 
 
 class _Opening:

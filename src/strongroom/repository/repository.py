@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Container, Iterator, Mapping
+from collections.abc import Mapping
 from typing import Protocol
 
-from strongroom.errors import Damaged, KeyRefused, ObjectMissing
+from strongroom.errors import Damaged, KeyRefused
 from strongroom.format import keyset as keysets
-from strongroom.format import pack, record, segment
 from strongroom.format.chunker import Chunker
 from strongroom.format.keyset import Keyset
-from strongroom.format.segment import Segment
 from strongroom.progress import Progress
 from strongroom.repository.catalogue import Catalogue, Condemned, Snapshot
+from strongroom.repository.footers import footers
 from strongroom.repository.identity import Identity
 from strongroom.repository.index import Index
+from strongroom.repository.mending import mend
 from strongroom.repository.reader import ChunkReader, SnapshotReader
 from strongroom.repository.seams import Seams, Settings
 from strongroom.repository.session import WriteSession
@@ -33,6 +33,10 @@ class Keys(Protocol):
     @property
     def keysets(self) -> Mapping[int, Keyset]:
         """Every epoch's."""
+
+    @property
+    def slots(self) -> Mapping[int, str]:
+        """The key slot that opened each epoch; empty for keys that came without one."""
 
 
 class Repository:
@@ -89,7 +93,8 @@ class Repository:
     ) -> WriteSession:
         """Steps w1 and w2: mark the session, list gc, then read the index.
 
-        What a crashed run of the group left without an index is taken up first.
+        What a crashed run of the group left without an index is taken up first, and an index that
+        lost segments is mended; the session's `warnings` say so.
         """
         seams, catalogue = self.seams, self.catalogue
         session = seams.random(16)
@@ -98,10 +103,16 @@ class Repository:
         mark = {"started": started.isoformat(), "writer": self.keys.current.writer_name}
         catalogue.put_mark(group, session.hex(), 0, mark)
         condemned = catalogue.load_condemned()
-        index = catalogue.load_index(group, condemned=condemned.packs)
+        index, lost = catalogue.read_index(group, condemned=condemned.packs)
+        warnings = []
+        if lost:
+            progress.phase("mending the index")
+            rows = self.settings.index_rows
+            warnings.append(mend(catalogue, group, index, lost, now=seams.now(), rows=rows))
+            index, _ = catalogue.read_index(group, condemned=condemned.packs)
         if unfinished:
             if self._adopt(group, index, condemned, unfinished):
-                index = catalogue.load_index(group, condemned=condemned.packs)
+                index, _ = catalogue.read_index(group, condemned=condemned.packs)
             for crashed in unfinished:
                 catalogue.put_adopted(group, crashed, by=session.hex())
         key = keysets.chunk_key(self.keys.current.id_key, b"chunker")
@@ -118,6 +129,7 @@ class Repository:
             seams=seams,
             progress=progress,
             started=started,
+            warnings=warnings,
         )
 
     def _adopt(self, group: str, index: Index, condemned: Condemned, unfinished: set[str]) -> int:
@@ -125,7 +137,7 @@ class Repository:
 
         Returns how many there were.
         """
-        known = {name for _, name in index.packs} | condemned.packs
+        known = index.told_packs() | condemned.packs
         found = 0
         for rows in footers(self.catalogue, known):
             if all(row.id.hex() in unfinished for row in rows.sessions):
@@ -165,56 +177,12 @@ class _IndexLoader:
             condemned = self._catalogue.load_condemned().packs
         except Damaged:  # a reader only prefers other packs; check names the record
             condemned = frozenset()
-        if not self._thorough:
-            try:
-                return self._catalogue.load_index(self._group, condemned=condemned)
-            except Damaged:  # check names the segment
-                self._thorough = True
-        segments = list(self._catalogue.readable_index(self._group))
-        known = {name for _, name in Index(segments).packs}
-        return Index([*segments, *footers(self._catalogue, known)], condemned=condemned)
+        index, lost = self._catalogue.read_index(self._group, condemned=condemned)
+        if not lost and not self._thorough:
+            return index
+        self._thorough = True  # check names the segment
+        told = list(footers(self._catalogue, index.told_packs()))
+        return self._catalogue.read_index(self._group, condemned=condemned, beside=told)[0]
 
 
-def footers(catalogue: Catalogue, known: Container[bytes]) -> Iterator[Segment]:
-    """Yield the index rows of every pack that is not `known`, from its footer.
-
-    A torn or foreign pack is passed over: it is no use, and check names it.
-    """
-    for folder in ("packs", "trees"):
-        for entry in catalogue.storage.list(f"{folder}/"):
-            try:
-                tree, name = pack.parse_name(entry.name)
-                if name in known:
-                    continue
-                rows = read_footer(catalogue.storage, catalogue, entry.name, entry.size)
-            except (ValueError, ObjectMissing):
-                continue
-            if len(rows.packs) == 1:
-                rows.packs = [(tree, name)]
-                yield rows
-
-
-_TAIL = 64 * 1024
-
-
-def read_footer(storage: Storage, catalogue: Catalogue, name: str, size: int) -> Segment:
-    """Read the footer of a pack of `size` bytes; ValueError when it does not open."""
-    tail = storage.get(name, offset=max(0, size - _TAIL), length=min(size, _TAIL))
-    if len(tail) < pack.TRAILER.size:
-        raise ValueError("the pack is cut short")
-    length, end = pack.TRAILER.unpack(tail[-pack.TRAILER.size :])
-    total = length + pack.TRAILER.size
-    if end != pack.END or total > size:
-        raise ValueError("the pack does not end as packs do")
-    if total > len(tail):
-        tail = storage.get(name, offset=size - total, length=total)
-    return open_footer(catalogue, name, tail[-total : -pack.TRAILER.size])
-
-
-def open_footer(catalogue: Catalogue, name: str, sealed: bytes | memoryview) -> Segment:
-    """Open a pack's footer; ValueError when it is damaged."""
-    _, body = catalogue.records.open(sealed, name.split("/", 1)[0], record.FOOTER)
-    return segment.decode(body)
-
-
-__all__ = ["Repository", "Seams", "Settings", "open_footer", "read_footer"]
+__all__ = ["Repository", "Seams", "Settings"]

@@ -74,7 +74,9 @@ class WriteSession:
         seams: Seams,
         progress: Progress,
         started: datetime,
+        warnings: Sequence[str] = (),
     ) -> None:
+        self.warnings = tuple(warnings)  # what a person should know of the repository
         self.id = session
         self.group = group
         self.started = started
@@ -209,7 +211,7 @@ class WriteSession:
         # The snapshot is there: a mark that cannot be put makes the next run look for packs
         # without an index, and must not turn this run into a failed one.
         with contextlib.suppress(StrongroomError):
-            self._close("committed")
+            self._close("committed", snapshot=snapshot.name)
         return snapshot
 
     def _put_snapshot(self, snapshot: Snapshot) -> None:
@@ -290,11 +292,11 @@ class WriteSession:
             self._closed = True
             self._pipeline.close()
 
-    def _close(self, outcome: str) -> None:
+    def _close(self, outcome: str, **more: str) -> None:
         self._closed = True
         self._pipeline.close()
-        moment = self._seams.now().isoformat()
-        self._catalogue.put_mark(self.group, self.id.hex(), 1, {"outcome": outcome, "time": moment})
+        body = {"outcome": outcome, "time": self._seams.now().isoformat(), **more}
+        self._catalogue.put_mark(self.group, self.id.hex(), 1, body)
 
 
 CHUNK_KINDS = (b"data", b"page", b"extents", b"tree")

@@ -95,6 +95,8 @@ def _one(desk: Desk, repository: Repository, name: str, labels: dict[str, str]) 
     with listening(desk.output) as progress:
         report = back_up(repository, source, progress=progress, labels=labels)
     desk.output.lines(_summary(report))
+    for warning in report.warnings:
+        desk.output.warning(warning)
     return report
 
 
@@ -120,6 +122,7 @@ def _body(report: Report) -> dict[str, Any]:
         "snapshot": snapshot_body(report.snapshot),
         "seconds": round(report.seconds, 3),
         "attempts": report.attempts,
+        "warnings": list(report.warnings),
         "problems": [
             {**path_fields(problem.path), "reason": problem.reason}
             for problem in report.problems[:PROBLEMS_IN_RESULT]

@@ -10,7 +10,13 @@ from strongroom.cli.flags import Everywhere
 from strongroom.cli.names import path_fields, show_name, show_text
 from strongroom.cli.progress import listening
 from strongroom.cli.records import ID_SHOWN
-from strongroom.errors import Damaged, UsageError
+from strongroom.errors import (
+    Damaged,
+    StorageDenied,
+    StorageUnreachable,
+    StrongroomError,
+    UsageError,
+)
 from strongroom.rules.durations import parse_duration
 from strongroom.rules.sizes import parse_size, show_size
 
@@ -28,7 +34,8 @@ def check(
     """Verify the repository, and name the backups and files that are damaged.
 
     Without a flag: every record opens, every reference leads somewhere, every pack is there.
-    Exit status 9 when anything is damaged.
+    Exit status 9 when anything is damaged; when nothing is, but something could not be reached, 7,
+    or 8 where the storage denied it.
 
     Parameters
     ----------
@@ -78,22 +85,49 @@ def read_budget(text: str) -> tuple[float | None, int | None]:
         ) from None
 
 
-def _verdict(report: Report) -> Damaged | None:
+def _verdict(report: Report) -> StrongroomError | None:
+    """Damage wins; what could not be reached is no damage, and no clean verdict either."""
     if not report.findings:
-        return None
+        return _unreached(report)
     hurt = report.damaged_snapshots
     count = len(report.findings)
     ids = ", ".join(each[:ID_SHOWN] for each in hurt[:5]) + (", …" if len(hurt) > 5 else "")
+    means = "No backup is known to be hurt by it."
+    if hurt:
+        rest = "all others do" if not _missed(report) else "not all others could be checked"
+        verb = "do" if report.stopped is None else "may"
+        means = f"These backups {verb} not restore whole: {ids}; {rest}."
     return Damaged(
         f"{count} thing{'s' * (count != 1)} in the repository "
         f"{'are' if count != 1 else 'is'} not as written.",
-        means=f"These backups do not restore whole: {ids}; all others do."
-        if hurt
-        else "No backup is known to be hurt by it.",
+        means=means,
         do="Restore what you need from other backups or a copy of the repository, then run "
         "`strongroom backup` again: it stores anew what is damaged."
         if hurt
         else "`strongroom check --read-data` looks deeper; keep the list above.",
+    )
+
+
+def _missed(report: Report) -> list[StrongroomError]:
+    """Why something could not be checked."""
+    stopped = [report.stopped] if report.stopped is not None else []
+    return [*stopped, *(missed.fault for missed in report.unreached)]
+
+
+def _unreached(report: Report) -> StrongroomError | None:
+    faults = _missed(report)
+    if not faults:
+        return None
+    denied = all(isinstance(fault, StorageDenied) for fault in faults)
+    count = len(report.unreached)
+    what = f"{count} thing{'s' * (count != 1)} could not be checked: {faults[0].what}"
+    if report.stopped is not None:
+        what = f"The check did not come to its end: {faults[0].what}"
+    kind = StorageDenied if denied else StorageUnreachable
+    return kind(
+        what,
+        means="What was looked at is as written; whether the rest is, nobody knows yet.",
+        do=faults[0].do if denied else "Run the same command again when the storage answers.",
     )
 
 
@@ -107,10 +141,18 @@ def _lines(report: Report, read_data: bool, shown: int) -> list[str]:
             lines += [f"    {show_name(path)}" for path in files[:shown]]
             if len(files) > shown:
                 lines.append(f"    and {len(files) - shown} more (-v names them)")
+    lines += [
+        f"not checked: {show_name(missed.object)}: {show_text(missed.fault.what)}"
+        for missed in report.unreached
+    ]
     lines += [f"note: {show_text(note)}" for note in report.notes]
     read = f", {report.packs_read} packs read ({show_size(report.bytes_read)})" if read_data else ""
     left = f", {report.packs_left} left for the next time" if report.packs_left else ""
     verdict = f"{len(report.findings)} damaged" if report.findings else "no damage found"
+    if report.unreached:
+        verdict += f", {len(report.unreached)} could not be checked"
+    if report.stopped is not None:
+        verdict += ", stopped before the end"
     lines.append(
         f"{report.snapshots} backups, {report.objects} objects looked at{read}{left}: {verdict}"
     )
@@ -127,6 +169,11 @@ def _body(report: Report) -> dict[str, Any]:
         "bytes_read": report.bytes_read,
         "damaged_snapshots": report.damaged_snapshots,
         "findings": list(map(_finding_body, report.findings)),
+        "unreached": [
+            {"object": missed.object, "reason": missed.fault.what, "code": missed.fault.code}
+            for missed in report.unreached
+        ],
+        "stopped": None if report.stopped is None else report.stopped.what,
         "notes": report.notes,
     }
 

@@ -121,5 +121,7 @@ def _tell(
         desk.output.note(f"The recovery kit is in {path}: print it and keep it elsewhere.")
     elif sys.stdout.isatty():
         desk.output.note("Print the page above and keep it elsewhere: it is shown only now.")
+    for name in made.left:
+        desk.output.note(f"{name} is of an init that did not end; it opens nothing: delete it.")
     if not identity.capabilities.put_if_absent:
         desk.output.note("This store cannot create if absent: only one host may prune it.")
