@@ -47,7 +47,7 @@ bench: $(STAMP)
 	$(BIN)/python -m bench
 
 faults: $(STAMP)
-	$(BIN)/python -m pytest -n 2 --timeout 7200 -m 'sweep' tests/faults tests/simulation
+	$(BIN)/python -m pytest -v -n 2 -m 'sweep' tests/faults tests/simulation
 
 clean:
 	rm -rf $(VENV) build src/*.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

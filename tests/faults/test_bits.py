@@ -252,6 +252,8 @@ def sweep(ways: Iterator[dict[str, bytes | None]]) -> tuple[int, list[str]]:
         count += 1
         try:
             judge(damage)
+        except KeyboardInterrupt:
+            raise
         except BaseException as failure:
             ((name, data),) = damage.items()
             where = next(

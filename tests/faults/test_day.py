@@ -135,6 +135,8 @@ def test_a_sample_of_faults(step: str) -> None:
     for one in sample(step, 2):
         try:
             inject(one)
+        except KeyboardInterrupt:
+            raise
         except BaseException as failure:
             raise AssertionError(str(one)) from failure
 
@@ -147,6 +149,8 @@ def test_every_fault(step: str, record_property: Callable[[str, object], None]) 
         count += 1
         try:
             inject(one)
+        except KeyboardInterrupt:
+            raise
         except BaseException as failure:
             failures.append(f"{one}: {type(failure).__name__}: {failure}"[:400])
     record_property("faults", (f"in the step {step}", count))

@@ -143,6 +143,8 @@ def test_two_writers_at_once(tmp_path: Path, same_source: bool) -> None:
                     labels={"writer": str(writer), "run": str(run)},
                     group="both",
                 )
+        except KeyboardInterrupt:
+            raise
         except BaseException as failure:
             failures.append(failure)
 
