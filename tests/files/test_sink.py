@@ -406,10 +406,9 @@ def test_something_that_appears_in_the_target_meanwhile_is_told(vault: Vault, tm
     target = tmp_path / "restored"
 
     class Meddled(MemoryReader):
-        def contents(self, entries):
-            for entry, pieces in super().contents(entries):
-                (target / "stranger").write_bytes(b"!")
-                yield entry, pieces
+        def scatter(self, ids, take):
+            (target / "stranger").write_bytes(b"!")
+            return super().scatter(ids, take)
 
     outcome = FileSink(os.fsencode(target)).restore(Meddled(session), progress=Silent())
     assert any("somebody else" in problem.reason for problem in outcome.problems)

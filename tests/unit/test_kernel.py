@@ -176,12 +176,12 @@ def test_write_creates_whole_files_and_touches_nothing_that_exists(write, tmp_pa
     (tmp_path / "there").write_bytes(b"old")
     os.symlink("elsewhere", tmp_path / "link")
     specs = [
-        (b"new", b"content", 0o4750, os.getuid(), os.getgid(), -1_500_000_001),
-        (b"there", b"x", 0o600, -1, -1, 0),
-        (b"link", b"x", 0o600, -1, -1, 0),
-        (b"empty", memoryview(b""), 0o600, -1, -1, 1_700_000_000_123_456_789),
+        (dirfd, b"new", 0o4750, os.getuid(), os.getgid(), -1_500_000_001),
+        (dirfd, b"there", 0o600, -1, -1, 0),
+        (dirfd, b"link", 0o600, -1, -1, 0),
+        (dirfd, b"empty", 0o600, -1, -1, 1_700_000_000_123_456_789),
     ]
-    results = write(dirfd, specs)
+    results = write(specs, [b"content", b"x", b"x", memoryview(b"")])
     exists = (kernel.OPEN, errno.EEXIST)
     assert results == [(kernel.DONE, 0), exists, exists, (kernel.DONE, 0)]
     facts = os.stat(tmp_path / "new")
@@ -201,8 +201,8 @@ def test_write_that_fails_leaves_no_half_file(write) -> None:
         "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (5000, 5000))\n"
         "d = tempfile.mkdtemp(); fd = os.open(d, os.O_RDONLY)\n"
-        f"r = kernel.{write.__name__}(fd, [(b'big', bytes(9000), 0o600, -1, -1, 0),"
-        " (b'ok', b'1', 0o600, -1, -1, 0)])\n"
+        f"r = kernel.{write.__name__}([(fd, b'big', 0o600, -1, -1, 0),"
+        " (fd, b'ok', 0o600, -1, -1, 0)], [bytes(9000), b'1'])\n"
         "print(r, os.listdir(d)); os.unlink(d + '/ok'); os.rmdir(d)\n"
     )
     done = subprocess.run(
