@@ -347,6 +347,10 @@ class Restoring:
             self.add([replace(found, path=entry.path)])
             self.flush()
 
+    def made(self) -> list[bytes]:
+        """The paths of the root and of every directory that was made."""
+        return sorted({b"", *(entry.path for entry in self._metadata)})
+
     def set_directories(self) -> None:
         """Set the facts of directories, the deepest first."""
         for entry in sorted(self._metadata, key=lambda entry: entry.path, reverse=True):
