@@ -193,6 +193,26 @@ def test_write_creates_whole_files_and_touches_nothing_that_exists(write, tmp_pa
 
 
 @pytest.mark.parametrize("write", [kernel.write_files, kernel.write_files_twin])
+def test_what_a_file_is_born_with_is_put_right(write, tmp_path, dirfd) -> None:
+    """By a umask that takes more than it should, and for root by a directory that gives its group."""
+    me = os.geteuid(), os.getegid()
+    specs = [(dirfd, b"open", 0o2666, -1, -1, 0), (dirfd, b"mine", 0o640, *me, 0)]
+    if not me[0]:
+        os.chown(tmp_path, 0, 1)
+        os.chmod(tmp_path, 0o2755)
+    before = os.umask(0o077)
+    try:
+        assert write(specs, [b"1", b"2"]) == [(kernel.DONE, 0)] * 2
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE(os.stat(tmp_path / "open").st_mode) == 0o2666
+    facts = os.stat(tmp_path / "mine")
+    assert (stat.S_IMODE(facts.st_mode), facts.st_uid, facts.st_gid) == (0o640, *me)
+    with pytest.raises(ValueError):
+        write(specs, [b"1"])
+
+
+@pytest.mark.parametrize("write", [kernel.write_files, kernel.write_files_twin])
 def test_write_that_fails_leaves_no_half_file(write) -> None:
     """/dev/full cannot be created anew, so a file size limit stands in for a full disk."""
     script = (

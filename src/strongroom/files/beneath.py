@@ -70,8 +70,11 @@ def open_beneath(root: int) -> OpenBelow:
 class Beneath:
     """Directories below an open directory; keeps the ones used last open. For one thread."""
 
-    def __init__(self, root: int, opening: OpenBelow | None = None) -> None:
+    def __init__(
+        self, root: int, opening: OpenBelow | None = None, *, kept: int = KEPT_OPEN
+    ) -> None:
         self.root = root
+        self._most = kept
         self._open = opening or open_beneath(root)
         self._kept: OrderedDict[bytes, int] = OrderedDict()
 
@@ -86,7 +89,7 @@ class Beneath:
         above, fd = self._above(path)
         fd = self._steps(fd, path[len(above) + 1 :] if above else path)
         self._kept[path] = fd
-        if len(self._kept) > KEPT_OPEN:
+        if len(self._kept) > self._most:
             _, oldest = self._kept.popitem(last=False)
             os.close(oldest)
         return fd

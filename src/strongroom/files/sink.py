@@ -205,7 +205,7 @@ def _tally(root: int, paths: Sequence[bytes]) -> tuple[list[int], list[tuple[byt
     """Count what is in directories: files, directories, others, bytes; and what did not open."""
     found = [0, 0, 0, 0]
     told: list[tuple[bytes, str]] = []
-    beneath = Beneath(root)
+    beneath = Beneath(root, kept=8)  # a walk comes back to few
     try:
         for path in paths:
             try:
