@@ -656,6 +656,7 @@ done:
 enum step { DONE, OPEN, WRITE, OWNER, MODE, TIMES };
 
 typedef struct {
+    int dirfd;
     const char *name;
     Py_buffer data;
     unsigned int mode;
@@ -685,14 +686,19 @@ static void note(spec *s, int step)
     }
 }
 
-static void set_facts(int fd, spec *s)
+/* Set what differs from what the file was born with, be it by a umask, a default ACL or set-gid. */
+static int set_facts(int fd, spec *s)
 {
     unsigned int mode = s->mode;
-    if (s->uid >= 0 && fchown(fd, (uid_t)s->uid, (gid_t)s->gid) < 0) {
+    struct stat st;
+    if (fstat(fd, &st) < 0)
+        return errno;
+    if (s->uid >= 0 && (st.st_uid != (uid_t)s->uid || st.st_gid != (gid_t)s->gid) &&
+        fchown(fd, (uid_t)s->uid, (gid_t)s->gid) < 0) {
         note(s, OWNER);
         mode &= ~06000u; /* set-id for somebody else's sake only */
     }
-    if (mode != 0600 && fchmod(fd, (mode_t)mode) < 0)
+    if ((st.st_mode & 07777) != mode && fchmod(fd, (mode_t)mode) < 0)
         note(s, MODE);
     int64_t seconds = s->mtime / 1000000000, rest = s->mtime % 1000000000;
     if (rest < 0)
@@ -700,14 +706,16 @@ static void set_facts(int fd, spec *s)
     struct timespec times[2] = {{seconds, rest}, {seconds, rest}};
     if (futimens(fd, times) < 0)
         note(s, TIMES);
+    return 0;
 }
 
-static void write_one(int dirfd, spec *s)
+static void write_one(spec *s)
 {
     const int flags = O_WRONLY | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC | O_NOCTTY;
+    const mode_t born = s->uid < 0 ? s->mode & 0777 : 0600; /* nobody else's before it is theirs */
     int fd;
     do
-        fd = openat(dirfd, s->name, flags, 0600);
+        fd = openat(s->dirfd, s->name, flags, born);
     while (fd < 0 && errno == EINTR);
     if (fd < 0) {
         note(s, OPEN);
@@ -715,35 +723,35 @@ static void write_one(int dirfd, spec *s)
     }
     int error = write_all(fd, s->data.buf, (size_t)s->data.len);
     if (!error)
-        set_facts(fd, s);
+        error = set_facts(fd, s);
     if (close(fd) < 0 && !error && errno != EINTR)
         error = errno;
     if (error) {
-        unlinkat(dirfd, s->name, 0); /* ours: O_EXCL made it a moment ago */
+        unlinkat(s->dirfd, s->name, 0); /* ours: O_EXCL made it a moment ago */
         s->step = WRITE;
         s->error = error;
     }
 }
 
-static int parse_spec(PyObject *row, spec *s)
+static int parse_spec(PyObject *row, PyObject *content, spec *s)
 {
     if (!PyTuple_Check(row)) {
         PyErr_SetString(PyExc_TypeError, "a spec is a tuple");
         return -1;
     }
-    return PyArg_ParseTuple(row, "yy*ILLL:write_files", &s->name, &s->data, &s->mode, &s->uid,
-                            &s->gid, &s->mtime)
-               ? 0
-               : -1;
+    if (!PyArg_ParseTuple(row, "iyILLL:write_files", &s->dirfd, &s->name, &s->mode, &s->uid,
+                          &s->gid, &s->mtime))
+        return -1;
+    return PyObject_GetBuffer(content, &s->data, PyBUF_SIMPLE);
 }
 
-static int write_batches(int dirfd, spec *all, size_t count)
+static int write_batches(spec *all, size_t count)
 {
     for (size_t done = 0; done < count;) {
         size_t end = done + BATCH < count ? done + BATCH : count;
         Py_BEGIN_ALLOW_THREADS
         for (; done < end; done++)
-            write_one(dirfd, &all[done]);
+            write_one(&all[done]);
         Py_END_ALLOW_THREADS
         if (PyErr_CheckSignals() < 0)
             return -1;
@@ -751,31 +759,9 @@ static int write_batches(int dirfd, spec *all, size_t count)
     return 0;
 }
 
-PyDoc_STRVAR(write_files_doc,
-             "write_files(dirfd, [(name, data, mode, uid, gid, mtime_ns)]) -> [(step, errno)]");
-
-static PyObject *write_files(PyObject *module, PyObject *args)
+static PyObject *write_results(const spec *all, Py_ssize_t count)
 {
-    int dirfd;
-    PyObject *given, *rows = NULL, *result = NULL, *good = NULL;
-    Py_ssize_t count = 0, parsed = 0;
-    spec *all = NULL;
-    (void)module;
-    if (!PyArg_ParseTuple(args, "iO:write_files", &dirfd, &given) ||
-        !(rows = PySequence_Tuple(given)))
-        return NULL;
-    count = PyTuple_GET_SIZE(rows);
-    if (!(all = PyMem_RawCalloc((size_t)count + 1, sizeof(spec)))) {
-        PyErr_NoMemory();
-        goto done;
-    }
-    for (; parsed < count; parsed++)
-        if (parse_spec(PyTuple_GET_ITEM(rows, parsed), &all[parsed]) < 0)
-            goto done;
-    if (write_batches(dirfd, all, (size_t)count) < 0)
-        goto done;
-    if ((good = Py_BuildValue("(ii)", DONE, 0)))
-        result = PyList_New(count);
+    PyObject *good = Py_BuildValue("(ii)", DONE, 0), *result = good ? PyList_New(count) : NULL;
     for (Py_ssize_t i = 0; result && i < count; i++) {
         PyObject *pair = all[i].step == DONE ? Py_NewRef(good)
                                              : Py_BuildValue("(ii)", all[i].step, all[i].error);
@@ -784,12 +770,43 @@ static PyObject *write_files(PyObject *module, PyObject *args)
         else
             Py_CLEAR(result);
     }
+    Py_XDECREF(good);
+    return result;
+}
+
+PyDoc_STRVAR(write_files_doc,
+             "write_files([(dirfd, name, mode, uid, gid, mtime_ns)], contents) -> [(step, errno)]");
+
+static PyObject *write_files(PyObject *module, PyObject *args)
+{
+    PyObject *given, *contents, *rows = NULL, *data = NULL, *result = NULL;
+    Py_ssize_t count = 0, parsed = 0;
+    spec *all = NULL;
+    (void)module;
+    if (!PyArg_ParseTuple(args, "OO:write_files", &given, &contents) ||
+        !(rows = PySequence_Tuple(given)) || !(data = PySequence_Tuple(contents)))
+        goto done;
+    count = PyTuple_GET_SIZE(rows);
+    if (PyTuple_GET_SIZE(data) != count) {
+        PyErr_SetString(PyExc_ValueError, "every file has one content");
+        goto done;
+    }
+    if (!(all = PyMem_RawCalloc((size_t)count + 1, sizeof(spec)))) {
+        PyErr_NoMemory();
+        goto done;
+    }
+    for (; parsed < count; parsed++)
+        if (parse_spec(PyTuple_GET_ITEM(rows, parsed), PyTuple_GET_ITEM(data, parsed),
+                       &all[parsed]) < 0)
+            goto done;
+    if (write_batches(all, (size_t)count) == 0)
+        result = write_results(all, count);
 done:
     for (Py_ssize_t i = 0; i < parsed; i++)
         PyBuffer_Release(&all[i].data);
     PyMem_RawFree(all);
-    Py_XDECREF(good);
-    Py_DECREF(rows);
+    Py_XDECREF(rows);
+    Py_XDECREF(data);
     return result;
 }
 

@@ -45,7 +45,7 @@ DONE, OPEN, WRITE, OWNER, MODE, TIMES = range(6)  # steps of `write_files`
 
 Listing = tuple[list[bytes], bytes, bytes, bytes, list[tuple[bytes, int]]]
 FileRead = tuple[int, int, int, bytes, bytes]
-FileSpec = tuple[bytes, Buffer, int, int, int, int]
+FileSpec = tuple[int, bytes, int, int, int, int]
 Pairs = tuple[tuple[bytes, bytes], ...]
 
 # ------------------------------------------------------------------- chunker proposals
@@ -288,29 +288,34 @@ def unpack_xattrs(packed: bytes) -> tuple[Pairs, list[tuple[bytes, int]]]:
 _WRITE_FLAGS = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NOCTTY
 
 
-def write_files(dirfd: int, specs: Sequence[FileSpec]) -> list[tuple[int, int]]:
-    """Create regular files from (name, data, mode, uid, gid, mtime ns); return (step, errno) each.
+def write_files(specs: Sequence[FileSpec], contents: Sequence[Buffer]) -> list[tuple[int, int]]:
+    """Create regular files from (dirfd, name, mode, uid, gid, mtime ns) and a content for each.
 
-    (DONE, 0) is good. OPEN or WRITE: the file is not there. OWNER, MODE, TIMES: it is there and
-    whole, but that fact (the first that failed) could not be set. uid -1 leaves the owner alone;
-    where the owner cannot be set, set-user-id and set-group-id are not set either. Nothing that
-    exists is touched. Names are single components.
+    Returns (step, errno) each. (DONE, 0) is good. OPEN or WRITE: the file is not there. OWNER,
+    MODE, TIMES: it is there and whole, but that fact (the first that failed) could not be set.
+    uid -1 leaves the owner alone; where the owner cannot be set, set-user-id and set-group-id
+    are not set either. Nothing that exists is touched. Names are single components.
     """
     if _compiled is not None:
-        results: list[tuple[int, int]] = _compiled.write_files(dirfd, specs)
+        results: list[tuple[int, int]] = _compiled.write_files(specs, contents)
         return results
-    return write_files_twin(dirfd, specs)
+    return write_files_twin(specs, contents)
 
 
-def write_files_twin(dirfd: int, specs: Sequence[FileSpec]) -> list[tuple[int, int]]:
+def write_files_twin(
+    specs: Sequence[FileSpec], contents: Sequence[Buffer]
+) -> list[tuple[int, int]]:
     """Specify `write_files`."""
-    return [_write_one(dirfd, spec) for spec in specs]
+    if len(specs) != len(contents):
+        raise ValueError("every file has one content")
+    return [_write_one(spec, data) for spec, data in zip(specs, contents, strict=True)]
 
 
-def _write_one(dirfd: int, spec: FileSpec) -> tuple[int, int]:
-    name, data, mode, uid, gid, mtime = spec
+def _write_one(spec: FileSpec, data: Buffer) -> tuple[int, int]:
+    dirfd, name, mode, uid, gid, mtime = spec
+    born = mode & 0o777 if uid < 0 else 0o600  # nobody else's before it is theirs
     try:
-        fd = os.open(name, _WRITE_FLAGS, 0o600, dir_fd=dirfd)
+        fd = os.open(name, _WRITE_FLAGS, born, dir_fd=dirfd)
     except OSError as fault:
         return OPEN, fault.errno or errno.EIO
     try:
@@ -327,17 +332,20 @@ def _write_one(dirfd: int, spec: FileSpec) -> tuple[int, int]:
 
 
 def _set_facts(fd: int, mode: int, uid: int, gid: int, mtime: int) -> tuple[int, int]:
+    """Set what differs from what the file was born with, be it by a umask, an ACL or set-gid."""
     first = (DONE, 0)
-    if uid >= 0:
+    born = os.fstat(fd)
+    if uid >= 0 and (born.st_uid, born.st_gid) != (uid, gid):
         try:
             os.fchown(fd, uid, gid)
         except OSError as fault:
             mode &= ~0o6000  # set-id for somebody else's sake only
             first = (OWNER, fault.errno or errno.EIO)
-    try:
-        os.fchmod(fd, mode)
-    except OSError as fault:
-        first = first if first[0] else (MODE, fault.errno or errno.EIO)
+    if modes.S_IMODE(born.st_mode) != mode:
+        try:
+            os.fchmod(fd, mode)
+        except OSError as fault:
+            first = first if first[0] else (MODE, fault.errno or errno.EIO)
     try:
         os.utime(fd, ns=(mtime, mtime))
     except OSError as fault:

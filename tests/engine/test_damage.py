@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import pytest
 from blake3 import blake3
@@ -75,7 +75,40 @@ def outcome(storage: MemoryStorage, number: int) -> dict[bytes, bytes | None]:
         except StrongroomError as fault:
             assert isinstance(fault, Damaged | ObjectMissing)
             result[entry.path] = None
+    assert scattered(open_room(storage, "scatter"), number) == result
     return result
+
+
+def scattered(room: Repository, number: int) -> dict[bytes, bytes | None]:
+    """The same, from chunks that come in no order."""
+    reader = room.open_snapshot(committed(room)[number])
+    found: dict[bytes, bytearray] = {}
+    failed: set[bytes] = set()
+    spots: list[tuple[Entry, contents.Extent]] = []
+    for entry in reader.entries():
+        found[entry.path] = bytearray(entry.size)
+        try:
+            for extents in reader.parts(entry):
+                spots += [(entry, extent) for extent in extents]
+        except (Damaged, ObjectMissing, ValueError):
+            failed.add(entry.path)
+
+    def take(numbers: Sequence[int], chunks: Sequence[memoryview]) -> None:
+        for number, chunk in zip(numbers, chunks, strict=True):
+            entry, extent = spots[number]
+            piece = chunk[extent.offset : extent.offset + extent.length]
+            whole = entry.content[:1] == contents.WHOLE
+            if len(piece) != extent.length or (whole and len(chunk) != entry.size):
+                failed.add(entry.path)
+                continue
+            for repeat in range(extent.repeats):
+                at = extent.start + repeat * extent.length
+                found[entry.path][at : at + extent.length] = piece
+
+    faults = reader.scatter([extent.id for _, extent in spots], take)()
+    assert all(isinstance(fault, Damaged | ObjectMissing) for fault in faults.values())
+    failed |= {spots[number][0].path for number in faults}
+    return {path: None if path in failed else bytes(data) for path, data in found.items()}
 
 
 def test_a_damaged_frame_costs_the_entries_that_need_it() -> None:

@@ -10,10 +10,10 @@ import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from strongroom.errors import Damaged
+from strongroom.errors import Damaged, StrongroomError
 from strongroom.format import content as contents
 from strongroom.format.tree import Entry, decode_record, encode_record
-from strongroom.repository.ports import Buffer, Stored
+from strongroom.repository.ports import Buffer, Stored, Take
 
 CHUNK = 64 * 1024
 
@@ -152,6 +152,27 @@ class MemoryReader:
     ) -> Iterator[tuple[Entry, Iterator[tuple[int, memoryview]]]]:
         for entry in entries:
             yield entry, self._pieces(entry)
+
+    def parts(self, entry: Entry) -> Iterator[Sequence[contents.Extent]]:
+        for extent in contents.extents(entry.content, entry.size):
+            yield [extent]
+
+    def scatter(
+        self, ids: Sequence[bytes], take: Take
+    ) -> Callable[[], Mapping[int, StrongroomError]]:
+        def run() -> dict[int, StrongroomError]:
+            faults: dict[int, StrongroomError] = {}
+            for number, chunk_id in enumerate(ids):
+                chunk = self._chunks.get(chunk_id)
+                if chunk is None or hashlib.sha256(chunk).digest() != chunk_id:
+                    faults[number] = Damaged("A chunk's content is not what its id says.")
+                    continue
+                room = bytearray(chunk)
+                take([number], [memoryview(room)])
+                room[:] = bytes(len(room))  # what was given is not valid any more
+            return faults
+
+        return run
 
     def _pieces(self, entry: Entry) -> Iterator[tuple[int, memoryview]]:
         for extent in contents.extents(entry.content, entry.size):

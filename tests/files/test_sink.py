@@ -382,7 +382,9 @@ def test_owner_false_leaves_owners_and_set_id_alone(vault: Vault, restore) -> No
 
 
 def test_few_descriptors_are_enough(vault: Vault, tmp_path: Path) -> None:
-    """2,000 directories of one file each, with 400 descriptors."""
+    """2,000 directories of one file each, and large files, with 400 descriptors."""
+    for i in range(40):
+        (vault.root / f"large{i}").write_bytes(b"%d" % i * SMALL_FILE)
     for i in range(2000):
         (vault.root / f"d{i}").mkdir()
         (vault.root / f"d{i}" / "f").write_bytes(b"%d" % i)
@@ -406,10 +408,9 @@ def test_something_that_appears_in_the_target_meanwhile_is_told(vault: Vault, tm
     target = tmp_path / "restored"
 
     class Meddled(MemoryReader):
-        def contents(self, entries):
-            for entry, pieces in super().contents(entries):
-                (target / "stranger").write_bytes(b"!")
-                yield entry, pieces
+        def scatter(self, ids, take):
+            (target / "stranger").write_bytes(b"!")
+            return super().scatter(ids, take)
 
     outcome = FileSink(os.fsencode(target)).restore(Meddled(session), progress=Silent())
     assert any("somebody else" in problem.reason for problem in outcome.problems)

@@ -168,8 +168,8 @@ def test_many_entries_cross_blocks_and_slices(vault: Vault) -> None:
     """More names than a slice and a block of the cache hold, in one directory and in many."""
     (vault.root / "one").mkdir()
     fd = os.open(vault.root / "one", os.O_RDONLY)
-    specs = [(b"%05d" % i, b"%d" % i, 0o600, -1, -1, 0) for i in range(5000)]
-    kernel.write_files(fd, specs)
+    specs = [(fd, b"%05d" % i, 0o600, -1, -1, 0) for i in range(5000)]
+    kernel.write_files(specs, [b"%d" % i for i in range(5000)])
     os.close(fd)
     for i in range(300):
         (vault.root / f"d{i}").mkdir()

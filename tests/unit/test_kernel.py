@@ -176,12 +176,12 @@ def test_write_creates_whole_files_and_touches_nothing_that_exists(write, tmp_pa
     (tmp_path / "there").write_bytes(b"old")
     os.symlink("elsewhere", tmp_path / "link")
     specs = [
-        (b"new", b"content", 0o4750, os.getuid(), os.getgid(), -1_500_000_001),
-        (b"there", b"x", 0o600, -1, -1, 0),
-        (b"link", b"x", 0o600, -1, -1, 0),
-        (b"empty", memoryview(b""), 0o600, -1, -1, 1_700_000_000_123_456_789),
+        (dirfd, b"new", 0o4750, os.getuid(), os.getgid(), -1_500_000_001),
+        (dirfd, b"there", 0o600, -1, -1, 0),
+        (dirfd, b"link", 0o600, -1, -1, 0),
+        (dirfd, b"empty", 0o600, -1, -1, 1_700_000_000_123_456_789),
     ]
-    results = write(dirfd, specs)
+    results = write(specs, [b"content", b"x", b"x", memoryview(b"")])
     exists = (kernel.OPEN, errno.EEXIST)
     assert results == [(kernel.DONE, 0), exists, exists, (kernel.DONE, 0)]
     facts = os.stat(tmp_path / "new")
@@ -193,6 +193,26 @@ def test_write_creates_whole_files_and_touches_nothing_that_exists(write, tmp_pa
 
 
 @pytest.mark.parametrize("write", [kernel.write_files, kernel.write_files_twin])
+def test_what_a_file_is_born_with_is_put_right(write, tmp_path, dirfd) -> None:
+    """By a umask that takes more than it should, and for root by a directory that gives its group."""
+    me = os.geteuid(), os.getegid()
+    specs = [(dirfd, b"open", 0o2666, -1, -1, 0), (dirfd, b"mine", 0o640, *me, 0)]
+    if not me[0]:
+        os.chown(tmp_path, 0, 1)
+        os.chmod(tmp_path, 0o2755)
+    before = os.umask(0o077)
+    try:
+        assert write(specs, [b"1", b"2"]) == [(kernel.DONE, 0)] * 2
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE(os.stat(tmp_path / "open").st_mode) == 0o2666
+    facts = os.stat(tmp_path / "mine")
+    assert (stat.S_IMODE(facts.st_mode), facts.st_uid, facts.st_gid) == (0o640, *me)
+    with pytest.raises(ValueError):
+        write(specs, [b"1"])
+
+
+@pytest.mark.parametrize("write", [kernel.write_files, kernel.write_files_twin])
 def test_write_that_fails_leaves_no_half_file(write) -> None:
     """/dev/full cannot be created anew, so a file size limit stands in for a full disk."""
     script = (
@@ -201,8 +221,8 @@ def test_write_that_fails_leaves_no_half_file(write) -> None:
         "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (5000, 5000))\n"
         "d = tempfile.mkdtemp(); fd = os.open(d, os.O_RDONLY)\n"
-        f"r = kernel.{write.__name__}(fd, [(b'big', bytes(9000), 0o600, -1, -1, 0),"
-        " (b'ok', b'1', 0o600, -1, -1, 0)])\n"
+        f"r = kernel.{write.__name__}([(fd, b'big', 0o600, -1, -1, 0),"
+        " (fd, b'ok', 0o600, -1, -1, 0)], [bytes(9000), b'1'])\n"
         "print(r, os.listdir(d)); os.unlink(d + '/ok'); os.rmdir(d)\n"
     )
     done = subprocess.run(

@@ -19,6 +19,7 @@ STRIDE = 64
 _LONGEST = 3500  # well below PATH_MAX, which one call does not pass
 _SYS_OPENAT2 = 437  # the same number on every architecture
 _BENEATH, _NO_SYMLINKS, _NO_MAGICLINKS = 0x08, 0x04, 0x02
+_WRITE_BACK = 2  # SYNC_FILE_RANGE_WRITE
 _FLAGS = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 OpenBelow = Callable[[int, bytes], int]
@@ -69,8 +70,11 @@ def open_beneath(root: int) -> OpenBelow:
 class Beneath:
     """Directories below an open directory; keeps the ones used last open. For one thread."""
 
-    def __init__(self, root: int, opening: OpenBelow | None = None) -> None:
+    def __init__(
+        self, root: int, opening: OpenBelow | None = None, *, kept: int = KEPT_OPEN
+    ) -> None:
         self.root = root
+        self._most = kept
         self._open = opening or open_beneath(root)
         self._kept: OrderedDict[bytes, int] = OrderedDict()
 
@@ -85,7 +89,7 @@ class Beneath:
         above, fd = self._above(path)
         fd = self._steps(fd, path[len(above) + 1 :] if above else path)
         self._kept[path] = fd
-        if len(self._kept) > KEPT_OPEN:
+        if len(self._kept) > self._most:
             _, oldest = self._kept.popitem(last=False)
             os.close(oldest)
         return fd
@@ -122,6 +126,16 @@ class Beneath:
             fd, rest = deeper, rest[cut + 1 :]
             if not rest:
                 return fd
+
+
+def start_writing_back(fd: int) -> None:
+    """Let the disk begin with what was written, so that less is left when all is made durable."""
+    try:
+        start = ctypes.CDLL(None).sync_file_range
+    except (OSError, AttributeError):  # a C library without it
+        return
+    start.argtypes = [ctypes.c_int, ctypes.c_int64, ctypes.c_int64, ctypes.c_uint]
+    start(fd, 0, 0, _WRITE_BACK)  # promises nothing, so that nothing is made of its failure
 
 
 def sync_file_system(fd: int) -> None:

@@ -12,13 +12,11 @@ import errno
 import os
 import secrets
 import stat as modes
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 
-from strongroom.errors import Damaged
-from strongroom.format.content import WHOLE
 from strongroom.format.tree import Entry, Kind
 
-_NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NOCTTY
+NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NOCTTY
 _SET_ID = 0o6000
 _NODES = {
     Kind.FIFO: modes.S_IFIFO,
@@ -29,7 +27,6 @@ _NODES = {
 _NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.EMLINK, errno.ENOSYS)
 
 Told = Callable[[bytes, str], None]
-Pieces = Iterable[tuple[int, memoryview]]
 
 
 def scratch_name() -> bytes:
@@ -40,16 +37,17 @@ def scratch_name() -> bytes:
 class Placing:
     """Places entries. `owner` asks for owners to be set; `replace` for what exists to give way.
 
-    `told` hears of a fact that could not be set, as (path, reason).
+    `told` hears of a fact that could not be set, as (path, reason). For any thread, if it is.
     """
 
     def __init__(self, *, owner: bool, replace: bool, told: Told) -> None:
-        self._owner, self._replace, self._told = owner, replace, told
+        self.replaces = replace
+        self._owner, self._told = owner, told
         self._mine = (os.geteuid(), os.getegid())
 
     def owner_of(self, entry: Entry) -> tuple[int, int]:
         """The (uid, gid) to set, or (-1, -1) where nothing needs to be or shall be."""
-        if not self._owner or (not self._replace and (entry.uid, entry.gid) == self._mine):
+        if not self._owner or (not self.replaces and (entry.uid, entry.gid) == self._mine):
             return -1, -1
         return entry.uid, entry.gid
 
@@ -61,31 +59,19 @@ class Placing:
 
     # -- kinds -----------------------------------------------------------------------------
 
-    def file(self, parent: int, entry: Entry, pieces: Pieces) -> None:
-        """Write a file of any size with its holes. OSError; `pieces` may raise: nothing stays."""
-        name, scratch = _name(entry), scratch_name()
-        fd = os.open(scratch, _NEW, 0o600, dir_fd=parent)
-        with _cleared(parent, scratch):
-            try:
-                _pour(fd, pieces, entry)
-                self.set_open(fd, entry)
-            finally:
-                os.close(fd)
-            self._settle(parent, scratch, name)
-
     def other(self, parent: int, entry: Entry) -> None:
         """Make a symlink, FIFO, socket or device. OSError."""
         name = _name(entry)
         try:
             _make(parent, name, entry)
         except FileExistsError:
-            if not self._replace:
+            if not self.replaces:
                 raise
             scratch = scratch_name()
             _make(parent, scratch, entry)
             with _cleared(parent, scratch):
                 self._set_named(parent, scratch, entry)
-                self._settle(parent, scratch, name)
+                self.settle(parent, scratch, name)
         else:
             self._set_named(parent, name, entry)
 
@@ -98,21 +84,21 @@ class Placing:
             try:
                 _link(at, first, parent, name)
             except FileExistsError:
-                if not self._replace:
+                if not self.replaces:
                     raise
                 scratch = scratch_name()
                 _link(at, first, parent, scratch)
                 with _cleared(parent, scratch):
-                    self._settle(parent, scratch, name)
+                    self.settle(parent, scratch, name)
         except OSError as fault:
             if fault.errno in _NO_LINKS:
                 return False
             raise
         return True
 
-    def _settle(self, parent: int, scratch: bytes, name: bytes) -> None:
+    def settle(self, parent: int, scratch: bytes, name: bytes) -> None:
         """Give a finished entry its name."""
-        if not self._replace:
+        if not self.replaces:
             try:
                 _link(parent, scratch, parent, name)
             except OSError as fault:
@@ -205,20 +191,3 @@ def _cleared(parent: int, scratch: bytes) -> Iterator[None]:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(scratch, dir_fd=parent)
         raise
-
-
-def _pour(fd: int, pieces: Pieces, entry: Entry) -> None:
-    """Write the pieces where they belong; what they do not cover stays a hole."""
-    end = total = 0
-    for offset, piece in pieces:
-        if offset < end or offset + len(piece) > entry.size:
-            raise ValueError("a piece reaches outside its file")
-        rest, at = piece, offset
-        while rest:
-            put = os.pwrite(fd, rest, at)
-            rest, at = rest[put:], at + put
-        end, total = at, total + len(piece)
-    if entry.content[:1] == WHOLE and total != entry.size:
-        raise Damaged("its chunk is not as long as the file.")
-    if end < entry.size:
-        os.ftruncate(fd, entry.size)

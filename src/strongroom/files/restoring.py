@@ -1,46 +1,46 @@
-"""One run of restoring files: entries come in path order, contents ahead of need.
+"""One run of restoring files: entries come in path order, contents in whatever order they come.
 
-Small files are gathered and created a batch at a time, beside the reading. Hard links wait
-until every first name is there; directories get their modes and times last, from the
+Contents are asked for in batches, ahead of need, and written by whoever opened them. Hard links
+wait until every first name is there; directories get their modes and times last, from the
 leaves up, so that nothing written afterwards changes them. What is wrong with one entry is
 noted and the rest goes on; a full disk ends the run.
 """
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 from collections import deque
-from collections.abc import Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterable
 from dataclasses import replace
 from functools import lru_cache
 
-from strongroom.errors import Damaged, ObjectMissing, TargetFull
-from strongroom.files.beneath import Beneath
+from strongroom.errors import Damaged, ObjectMissing, StrongroomError, TargetFull
+from strongroom.files.batches import Large, Parts, Small
+from strongroom.files.beneath import Beneath, start_writing_back
 from strongroom.files.noting import Noted
-from strongroom.files.placing import Pieces, Placing
+from strongroom.files.placing import Placing, Told
 from strongroom.files.reading import SMALL_FILE
 from strongroom.files.walk import reason
+from strongroom.format.content import ID_SIZE, WHOLE
 from strongroom.format.tree import Entry, Kind
-from strongroom.kernel import DONE, MODE, OPEN, OWNER, TIMES, WRITE, FileSpec, write_files
+from strongroom.kernel import DONE, MODE, OPEN, OWNER, TIMES, WRITE
 from strongroom.progress import Progress
 from strongroom.repository.ports import SnapshotReader
 
-BATCH_FILES = 512
+BATCH_FILES = 4096
 BATCH_DIRECTORIES = 32  # each is a descriptor
-BATCH_SIZE = 4 * 1024 * 1024
-BATCHES_AHEAD = 4
-WRITERS = 2
+BATCH_SIZE = 16 * 1024 * 1024
+BATCH_LARGE = 16  # each is two
+BATCHES_AHEAD = 3
+EARLY = 8 * 1024 * 1024  # of this much of a file in one batch, the disk is told at once
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
-_GOOD = (DONE, 0)
 _FACTS = {OWNER: "owner", MODE: "mode", TIMES: "time"}
 _NO_NAMES = (b"", b".", b"..")
-_EMPTY = memoryview(b"")
 _CONTENT = (Kind.FILE, Kind.STREAM)
-
-_Group = tuple[int, list[FileSpec], list[Entry]]  # directory, specs, the entries they are for
+_WHOLE = 1 + ID_SIZE
 
 
 def fault_of_path(path: bytes) -> str:
@@ -74,67 +74,67 @@ class Restoring:
         self.noted = Noted(progress)
         self._snapshot, self._progress, self._replace = snapshot, progress, replace
         self._beneath = Beneath(root)
-        self._placing = Placing(owner=owner, replace=replace, told=self.noted.fact)
+        self._owner = owner
+        self._placing = self._placing_for(self.noted.fact)
         self._metadata: list[Entry] = []
         self._links: list[Entry] = []
         self._failed: set[bytes] = set()
-        self._group: _Group | None = None
-        self._group_of = b""
-        self._batch: list[_Group] = []
-        self._batched = self._batched_size = 0
+        self._plain: bytes | None = None  # a directory whose path was looked at
+        self._small, self._empty = Small(self._placing_for), Small(self._placing_for)
+        self._parts = Parts()
+        self._open: dict[Large, None] = {}
         self._facts: dict[tuple[int, int, int], tuple[int, int, int]] = {}
-        self._pool = ThreadPoolExecutor(WRITERS, thread_name_prefix="write")
-        self._running: deque[tuple[Future[list[list[tuple[int, int]]]], list[_Group]]] = deque()
+        self._at: tuple[Small | None, bytes, int] = None, b"", -1
+        self._running: deque[Small | Parts] = deque()
+
+    def _placing_for(self, told: Told) -> Placing:
+        return Placing(owner=self._owner, replace=self._replace, told=told)
 
     # -- entries ---------------------------------------------------------------------------
 
     def add(self, entries: Iterable[Entry]) -> None:
-        """Write entries; their directories come before them."""
-        for entry, pieces in self._snapshot.contents(self._acceptable(entries)):
+        """Write entries, or ask for what is to be written; their directories come before them."""
+        for entry in entries:
+            parent, _, name = entry.path.rpartition(b"/")
+            if parent != self._plain or name in _NO_NAMES or b"\0" in name or not parent:
+                if not self._is_acceptable(entry):
+                    continue
+                self._plain = parent
             try:
-                self._place(entry, pieces)
-            except (Damaged, ObjectMissing) as fault:
-                self._failed.add(entry.path)
-                self.damaged += 1
-                self.noted.one(entry.path, f"damaged, and not written: {fault.what}")
+                self._place(entry, parent, name)
             except ValueError as fault:
                 self._failed.add(entry.path)
                 self.noted.one(entry.path, f"refused: {fault}")
             except OSError as fault:
                 self._not_written(entry, fault.errno or errno.EIO)
 
-    def _acceptable(self, entries: Iterable[Entry]) -> Iterator[Entry]:
-        plain = None  # a directory whose path was looked at
-        for entry in entries:
-            path = entry.path
-            parent, _, name = path.rpartition(b"/")
-            if parent and parent == plain and name not in _NO_NAMES and b"\0" not in name:
-                yield entry
-                continue
-            fault = fault_of_path(path) if path else ""
-            if not path and entry.kind is not Kind.DIRECTORY:
-                fault = "refused: the root is no directory"
-            if fault:
-                self._failed.add(path)
-                self.noted.one(path, fault)
-            else:
-                plain = parent
-                yield entry
+    def _is_acceptable(self, entry: Entry) -> bool:
+        path = entry.path
+        fault = fault_of_path(path) if path else ""
+        if not path and entry.kind is not Kind.DIRECTORY:
+            fault = "refused: the root is no directory"
+        if fault:
+            self._failed.add(path)
+            self.noted.one(path, fault)
+        return not fault
 
-    def _place(self, entry: Entry, pieces: Pieces) -> None:
+    def _place(self, entry: Entry, parent: bytes, name: bytes) -> None:
         kind = entry.kind
         if kind in _CONTENT:
-            self._place_file(entry, pieces)
+            size, content = entry.size, entry.content
+            if size <= SMALL_FILE and len(content) == _WHOLE and content[:1] == WHOLE:
+                self._gather(self._small, entry, parent, name)
+            elif not size and not content:
+                self._gather(self._empty, entry, parent, name)
+            else:
+                self._place_large(entry, parent)
         elif kind is Kind.DIRECTORY:
             self._place_directory(entry)
         elif kind is Kind.HARDLINK:
             self._links.append(entry)
         else:
-            self._placing.other(self._parent(entry), entry)
+            self._placing.other(self._beneath.directory(parent), entry)
             self.others += 1
-
-    def _parent(self, entry: Entry) -> int:
-        return self._beneath.directory(entry.path.rpartition(b"/")[0])
 
     def _place_directory(self, entry: Entry) -> None:
         if entry.path:
@@ -148,16 +148,8 @@ class Restoring:
             self.directories += 1
         self._metadata.append(entry)
 
-    def _place_file(self, entry: Entry, pieces: Pieces) -> None:
-        if entry.size <= SMALL_FILE and not entry.xattrs:
-            gathered = [(offset, _kept(piece)) for offset, piece in pieces]
-            offset, data = gathered[0] if gathered else (0, _EMPTY)
-            if not offset and len(data) == entry.size and len(gathered) < 2:
-                self._gather(entry, data)
-                return
-            pieces = gathered
-        self._placing.file(self._parent(entry), entry, pieces)
-        self._written(entry)
+    def _parent(self, entry: Entry) -> int:
+        return self._beneath.directory(entry.path.rpartition(b"/")[0])
 
     def _written(self, entry: Entry) -> None:
         self.files += 1
@@ -181,83 +173,130 @@ class Restoring:
             " same directory it needs --force.",
         )
 
+    def _damaged(self, entry: Entry, fault: StrongroomError) -> None:
+        if not isinstance(fault, Damaged | ObjectMissing):
+            raise fault
+        self._failed.add(entry.path)
+        self.damaged += 1
+        self.noted.one(entry.path, f"damaged, and not written: {fault.what}")
+
     # -- small files -----------------------------------------------------------------------
 
-    def _gather(self, entry: Entry, data: memoryview) -> None:
-        parent, _, name = entry.path.rpartition(b"/")
-        group = self._group
-        if group is None or parent != self._group_of:
-            group = (os.dup(self._beneath.directory(parent)), [], [])
-            self._group, self._group_of = group, parent
-            self._batch.append(group)
-        of = (entry.uid, entry.gid, entry.mode)
-        facts = self._facts.get(of)
+    def _gather(self, batch: Small, entry: Entry, parent: bytes, name: bytes) -> None:
+        at, of, fd = self._at
+        if at is not batch or of != parent:
+            fd = batch.directory(os.dup(self._beneath.directory(parent)))
+            self._at = batch, parent, fd
+        key = (entry.uid, entry.gid, entry.mode)
+        facts = self._facts.get(key)
         if facts is None:
-            facts = self._facts[of] = self._placing.mode_of(entry), *self._placing.owner_of(entry)
-        group[1].append((name, data, *facts, entry.mtime_ns))
-        group[2].append(entry)
-        self._batched += 1
-        self._batched_size += len(data)
-        full = self._batched >= BATCH_FILES or self._batched_size >= BATCH_SIZE
-        if full or len(self._batch) > BATCH_DIRECTORIES:
-            self._hand_on()
+            facts = self._facts[key] = self._placing.mode_of(entry), *self._placing.owner_of(entry)
+        batch.add(entry, (fd, name, *facts, entry.mtime_ns))
+        if (
+            batch.size >= BATCH_SIZE
+            or len(batch.entries) >= BATCH_FILES
+            or len(batch.directories) >= BATCH_DIRECTORIES
+        ):
+            self._hand_on_small()
 
-    def _hand_on(self) -> None:
-        batch, self._batch, self._group = self._batch, [], None
-        self._batched = self._batched_size = 0
-        if batch:
-            self._running.append((self._pool.submit(_write, batch), batch))
-        while len(self._running) > BATCHES_AHEAD or (self._running and self._running[0][0].done()):
-            self._finish_batch()
+    def _hand_on_small(self) -> None:
+        full = self._small, self._empty
+        self._small, self._empty = Small(self._placing_for), Small(self._placing_for)
+        self._at = None, b"", -1
+        for batch in full:
+            if batch.entries:
+                self._hand_on(batch)
 
-    def _finish_batch(self) -> None:
-        job, batch = self._running.popleft()
-        try:
-            for (fd, specs, entries), results in zip(batch, job.result(), strict=True):
-                self._finish_group(fd, specs, entries, results)
-        finally:
-            for fd, _, _ in batch:
-                os.close(fd)
-
-    def _finish_group(
-        self,
-        fd: int,
-        specs: list[FileSpec],
-        entries: list[Entry],
-        results: list[tuple[int, int]],
-    ) -> None:
-        if results.count(_GOOD) == len(results):
-            size = sum([entry.size for entry in entries])
-            self.files += len(entries)
-            self.size += size
-            self._progress.advance(size=size, files=len(entries))
+    def _finish_small(self, batch: Small) -> None:
+        faults = batch.wait()
+        for path, why in batch.told:
+            self.noted.fact(path, why)
+        if not faults and not batch.results:
+            self.files += len(batch.entries)
+            self.size += batch.size
+            self._progress.advance(size=batch.size, files=len(batch.entries))
             return
-        for spec, entry, (step, code) in zip(specs, entries, results, strict=True):
-            if step == OPEN and code == errno.EEXIST and self._replace:
-                self._place_again(fd, entry, spec[1])
-                continue
-            if step in (OPEN, WRITE):
+        for number, entry in enumerate(batch.entries):
+            step, code = batch.results.get(number, (DONE, 0))
+            if number in faults:
+                self._damaged(entry, faults[number])
+            elif step in (OPEN, WRITE):
                 self._not_written(entry, code)
-                continue
-            if step != DONE:
-                why = f"its {_FACTS[step]} could not be set: {reason(code)}"
-                self.noted.fact(entry.path, why)
-            self._written(entry)
+            else:
+                if step != DONE:
+                    why = f"its {_FACTS[step]} could not be set: {reason(code)}"
+                    self.noted.fact(entry.path, why)
+                self._written(entry)
 
-    def _place_again(self, fd: int, entry: Entry, data: bytes | bytearray | memoryview) -> None:
-        """Something of that name was there, and shall give way."""
+    # -- large files -----------------------------------------------------------------------
+
+    def _place_large(self, entry: Entry, parent: bytes) -> None:
+        large = Large(entry, self._beneath.directory(parent))
+        self._open[large] = None
         try:
-            self._placing.file(fd, entry, [(0, memoryview(data))] if data else [])
+            for extents in self._snapshot.parts(entry):
+                self._parts.add(large, extents)
+                if self._parts.size >= BATCH_SIZE:
+                    self._hand_on_parts()
+        except (Damaged, ObjectMissing) as fault:
+            large.fault = fault
+        except ValueError as fault:
+            large.fault = Damaged(f"An entry does not decode: {fault}.")
+        self._parts.ends.append(large)
+        if len(self._parts.ends) >= BATCH_LARGE:
+            self._hand_on_parts()
+
+    def _hand_on_parts(self) -> None:
+        batch, self._parts = self._parts, Parts()
+        self._hand_on(batch)
+
+    def _finish_parts(self, batch: Parts) -> None:
+        batch.wait()
+        for large, size in batch.files().items():
+            if size >= EARLY and large.fault is None:
+                start_writing_back(large.fd)
+        for large in batch.ends:
+            self._end(large)
+
+    def _end(self, large: Large) -> None:
+        entry = large.entry
+        try:
+            if large.fault is not None:
+                raise large.fault
+            large.settle(self._placing)
+        except StrongroomError as fault:
+            self._damaged(entry, fault)
         except OSError as fault:
             self._not_written(entry, fault.errno or errno.EIO)
         else:
             self._written(entry)
+        finally:
+            del self._open[large]
+            large.discard()
+
+    # -- batches ---------------------------------------------------------------------------
+
+    def _hand_on(self, batch: Small | Parts) -> None:
+        self._running.append(batch)
+        batch.start(self._snapshot)
+        while len(self._running) > BATCHES_AHEAD:
+            self._finish_batch()
+
+    def _finish_batch(self) -> None:
+        batch = self._running[0]
+        if isinstance(batch, Small):
+            self._finish_small(batch)
+            batch.close()
+        else:
+            self._finish_parts(batch)
+        self._running.popleft()
 
     # -- the end ---------------------------------------------------------------------------
 
     def flush(self) -> None:
         """Wait until every file given so far is written."""
-        self._hand_on()
+        self._hand_on_small()
+        self._hand_on_parts()
         while self._running:
             self._finish_batch()
 
@@ -308,6 +347,10 @@ class Restoring:
             self.add([replace(found, path=entry.path)])
             self.flush()
 
+    def made(self) -> list[bytes]:
+        """The paths of the root and of every directory that was made."""
+        return sorted({b"", *(entry.path for entry in self._metadata)})
+
     def set_directories(self) -> None:
         """Set the facts of directories, the deepest first."""
         for entry in sorted(self._metadata, key=lambda entry: entry.path, reverse=True):
@@ -318,23 +361,17 @@ class Restoring:
         self._metadata.clear()
 
     def close(self) -> None:
-        """Let go of threads and directories, whatever happened."""
-        self._pool.shutdown(wait=True, cancel_futures=True)
-        open_groups = [group for _, batch in self._running for group in batch] + self._batch
-        for fd, _, _ in open_groups:
-            os.close(fd)
+        """Let go of files and directories, whatever happened; what is not whole goes."""
+        for batch in self._running:
+            with contextlib.suppress(StrongroomError, OSError):
+                batch.wait()
+        for batch in (*self._running, self._small, self._empty):
+            if isinstance(batch, Small):
+                batch.close()
         self._running.clear()
-        self._batch = []
+        while self._open:
+            self._open.popitem()[0].discard()
         self._beneath.close()
-
-
-def _kept(piece: memoryview) -> memoryview:
-    """What a piece holds, for longer than until the next one is taken."""
-    return piece if isinstance(piece.obj, bytes) else memoryview(bytes(piece))
-
-
-def _write(batch: list[_Group]) -> list[list[tuple[int, int]]]:
-    return [write_files(fd, specs) for fd, specs, _ in batch]
 
 
 def _why(code: int) -> str:

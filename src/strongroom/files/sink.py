@@ -12,16 +12,18 @@ import os
 import stat as modes
 import struct
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from itertools import chain, compress
 from typing import Any
 
 from strongroom.errors import NotFound, Refused, StrongroomError
-from strongroom.files.beneath import sync_file_system
+from strongroom.files.beneath import Beneath, sync_file_system
 from strongroom.files.restoring import Restoring, fault_of_path
 from strongroom.files.source import shown
-from strongroom.files.walk import DIRECTORY, Walk
+from strongroom.files.walk import DIRECTORY, reason
 from strongroom.format.tree import Entry, Kind
-from strongroom.kernel import KEY_SIZE
+from strongroom.kernel import scan_dir
 from strongroom.progress import Progress
 from strongroom.repository.ports import Outcome, SnapshotReader
 
@@ -172,17 +174,13 @@ class FileSink:
 
     def _count(self, root: int, run: Restoring) -> None:
         """Compare what stands in a target that was empty with what was written into it."""
-        found = [0, 0, 0, 0]
-        for names in Walk(root, run.noted.one).runs():
-            kinds = names.kinds[names.start : names.stop]
-            keys = memoryview(names.keys)[names.start * KEY_SIZE : names.stop * KEY_SIZE]
-            regular = kinds.count(_REGULAR)
-            directories = kinds.count(DIRECTORY)
-            found[0] += regular
-            found[1] += directories
-            found[2] += len(kinds) - regular - directories
-            sizes = chain.from_iterable(_SIZES.iter_unpack(keys))
-            found[3] += sum(compress(sizes, map(_REGULAR.__eq__, kinds)))
+        paths = run.made()
+        half = (len(paths) + 1) // 2
+        with ThreadPoolExecutor(2, thread_name_prefix="count") as pool:
+            tallies = list(pool.map(partial(_tally, root), (paths[:half], paths[half:])))
+        found = [sum(column) for column in zip(*(counts for counts, _ in tallies), strict=True)]
+        for path, why in chain.from_iterable(told for _, told in tallies):
+            run.noted.one(path, why)
         written = [run.files + run.linked, run.directories, run.others, run.size + run.linked_size]
         if found != written:
             run.noted.one(
@@ -201,6 +199,33 @@ class FileSink:
                 means="Files at the target may be lost or wrong; the repository is untouched.",
                 do="Check the disk of the target and restore to another one.",
             ) from None
+
+
+def _tally(root: int, paths: Sequence[bytes]) -> tuple[list[int], list[tuple[bytes, str]]]:
+    """Count what is in directories: files, directories, others, bytes; and what did not open."""
+    found = [0, 0, 0, 0]
+    told: list[tuple[bytes, str]] = []
+    beneath = Beneath(root, kept=8)  # a walk comes back to few
+    try:
+        for path in paths:
+            try:
+                _, kinds, keys, _, failed = scan_dir(beneath.directory(path))
+            except OSError as fault:
+                told.append((path, f"cannot be looked at again: {fault.strerror}"))
+                continue
+            told += [
+                (os.path.join(path, name), f"cannot be looked at again: {reason(code)}")
+                for name, code in failed
+            ]
+            regular, directories = kinds.count(_REGULAR), kinds.count(DIRECTORY)
+            found[0] += regular
+            found[1] += directories
+            found[2] += len(kinds) - regular - directories
+            sizes = chain.from_iterable(_SIZES.iter_unpack(keys))
+            found[3] += sum(compress(sizes, map(_REGULAR.__eq__, kinds)))
+    finally:
+        beneath.close()
+    return found, told
 
 
 def _outermost(paths: Sequence[bytes]) -> tuple[bytes, ...]:

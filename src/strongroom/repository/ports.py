@@ -11,10 +11,13 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from strongroom.errors import StrongroomError
+from strongroom.format.content import Extent
 from strongroom.format.tree import Entry
 from strongroom.progress import Progress
 
 Buffer = bytes | bytearray | memoryview
+Take = Callable[[Sequence[int], Sequence[memoryview]], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,6 +156,18 @@ class SnapshotReader(Protocol):
         entries. Holes are not covered by pieces. A piece is valid until the next one is taken.
         Entries without content come with no pieces. Damaged content raises `Damaged` from the
         pieces of its own entry only; the caller may go on with the next entry."""
+
+    def parts(self, entry: Entry) -> Iterator[Sequence[Extent]]:
+        """Yield an entry's extents in order, some at a time; none reaches past its size.
+        ValueError, StrongroomError when they cannot be had."""
+
+    def scatter(
+        self, ids: Sequence[bytes], take: Take
+    ) -> Callable[[], Mapping[int, StrongroomError]]:
+        """Start fetching chunks whose order does not matter. `take` is called with the numbers of
+        some ids and their verified chunks, which are valid until it returns; on threads of the
+        reader, several at a time, each number once. The returned call waits for the last of them
+        and says of which ids the chunk cannot be had, and why; what `take` raised, it raises."""
 
 
 @dataclass(frozen=True, slots=True)

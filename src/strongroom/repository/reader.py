@@ -4,6 +4,8 @@ A reader serves many threads. Work is taken in batches of consecutive content;
 while one batch is being used the next ones are fetched and opened by a pool,
 so memory is bounded by a few batches. A chunk that cannot be had is delivered
 as its error, so that one damaged frame costs only the entries that need it.
+What needs no order is scattered instead: whoever opened a frame hands its chunks
+on at once, while they are in the processor's cache, and nothing is kept.
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ import os
 import threading
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent import futures
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
@@ -33,6 +36,7 @@ from strongroom.format.pack import object_name
 from strongroom.format.tree import Entry
 from strongroom.repository.catalogue import Root, Snapshot
 from strongroom.repository.index import ABSENT, Index, Place, Session
+from strongroom.repository.ports import Take
 from strongroom.storage.base import Storage
 
 BATCH_SIZE = 8 * 1024 * 1024
@@ -99,6 +103,18 @@ class ChunkReader:
         jobs = [self._pool.submit(self._open_run, kind, run, wanted) for run in _runs(frames)]
         return lambda: self._gather(kind, wanted, jobs)
 
+    def scatter(
+        self, kind: bytes, ids: Sequence[bytes], take: Take
+    ) -> Callable[[], dict[int, StrongroomError]]:
+        """Start fetching; `take` gets chunks from the pool's threads as their frames are opened.
+
+        The returned call waits for all and gives the errors of those that cannot be had.
+        """
+        wanted = self._wanted(ids, take)
+        frames = sorted(wanted.frames.items(), key=lambda item: _order(item[1]))
+        jobs = [self._pool.submit(self._open_run, kind, run, wanted) for run in _runs(frames)]
+        return lambda: self._scattered(kind, wanted, take, jobs)
+
     def get(self, kind: bytes, chunk_id: bytes) -> memoryview:
         """Fetch one chunk now."""
         (chunk,) = self.fetch(kind, [chunk_id])()
@@ -108,7 +124,7 @@ class ChunkReader:
 
     # -- steps -----------------------------------------------------------------------------
 
-    def _wanted(self, ids: Sequence[bytes]) -> _Wanted:
+    def _wanted(self, ids: Sequence[bytes], take: Take | None = None) -> _Wanted:
         index = self._index
         rows = index.find(b"".join(ids))
         if (rows == ABSENT).any():
@@ -124,7 +140,7 @@ class ChunkReader:
                     self._index = search()
             index = self._index
             rows = index.find(b"".join(ids))
-        return _Wanted(index, ids, rows)
+        return _Wanted(index, ids, rows, take)
 
     def _open_run(self, kind: bytes, run: Sequence[tuple[int, Place]], wanted: _Wanted) -> None:
         """Get a run of neighbouring frames, open each and take from it what is wanted."""
@@ -187,24 +203,35 @@ class ChunkReader:
             what = f"A frame in {object_name(place.tree, place.pack)} at {place.offset}"
             wanted.miss(row, Damaged(f"{what} is damaged: {fault}."))
         else:
-            self._take(kind, plain, row, wanted)
-            self._cache_put(place, plain)
+            if self._take(kind, plain, row, wanted):
+                self._cache_put(place, plain)
 
-    def _take(self, kind: bytes, plain: bytes, row: int, wanted: _Wanted) -> None:
+    def _take(self, kind: bytes, plain: bytes, row: int, wanted: _Wanted) -> bool:
         """Cut the chunks that are wanted out of a frame and recompute their ids.
 
         In an old repository a batch may want one small chunk from each of thousands of frames:
-        where little of a frame is wanted, only that is kept until it is used.
+        where little of a frame is wanted, only that is kept until it is used. True if others may
+        want the frame: of what is scattered nobody does, once all of it was taken.
         """
-        key, ids, chunks, needs = self._key(kind), wanted.ids, wanted.chunks, wanted.needs[row]
-        sparse = sum([length for _, _, length in needs]) * 2 < len(plain)
+        key, ids, needs = self._key(kind), wanted.ids, wanted.needs[row]
+        size = sum([length for _, _, length in needs])
         view = memoryview(plain)
+        numbers: list[int] = []
+        parts: list[memoryview] = []
         for number, offset, length in needs:
             part = view[offset : offset + length]
             if blake3(part, key=key).digest() != ids[number]:
                 wanted.faults[number] = row, Damaged(_SPOILED)
             else:
-                chunks[number] = memoryview(bytes(part)) if sparse else part
+                numbers.append(number)
+                parts.append(part)
+        if wanted.take is not None:
+            wanted.take(numbers, parts)
+            return size < len(plain)
+        sparse = size * 2 < len(plain)
+        for number, part in zip(numbers, parts, strict=True):
+            wanted.chunks[number] = memoryview(bytes(part)) if sparse else part
+        return True
 
     def _gather(self, kind: bytes, wanted: _Wanted, jobs: Sequence[Future[None]]) -> list[Chunk]:
         for job in jobs:
@@ -212,7 +239,24 @@ class ChunkReader:
         for number, (row, fault) in wanted.faults.items():
             tried = wanted.frames[row]
             wanted.chunks[number] = self._elsewhere(kind, wanted.ids[number], tried, fault)
+        for number, fault in wanted.absent.items():
+            wanted.chunks[number] = fault
         return wanted.chunks
+
+    def _scattered(
+        self, kind: bytes, wanted: _Wanted, take: Take, jobs: Sequence[Future[None]]
+    ) -> dict[int, StrongroomError]:
+        futures.wait(jobs)  # all of them, whatever comes of one: they use what the caller holds
+        for job in jobs:
+            job.result()
+        faults = dict(wanted.absent)
+        for number, (row, fault) in wanted.faults.items():
+            chunk = self._elsewhere(kind, wanted.ids[number], wanted.frames[row], fault)
+            if isinstance(chunk, StrongroomError):
+                faults[number] = chunk
+            else:
+                take([number], [chunk])
+        return faults
 
     def _elsewhere(
         self, kind: bytes, chunk_id: bytes, tried: Place, fault: StrongroomError
@@ -270,16 +314,23 @@ class _Wanted:
     """What a fetch needs: frames, the chunks in each; and what it found for each id."""
 
     def __init__(
-        self, index: Index, ids: Sequence[bytes], chunk_rows: npt.NDArray[np.int64]
+        self,
+        index: Index,
+        ids: Sequence[bytes],
+        chunk_rows: npt.NDArray[np.int64],
+        take: Take | None = None,
     ) -> None:
         self.ids = ids
         self.index = index
+        self.take = take
         self.frames: dict[int, Place] = {}
         self.needs: dict[int, list[_Need]] = {}
         self.chunks: list[Chunk] = [_NOTHING] * len(ids)
         self.faults: dict[int, tuple[int, StrongroomError]] = {}  # id: frame, why it cannot be had
-        for number in np.flatnonzero(chunk_rows == ABSENT).tolist():
-            self.chunks[number] = Damaged(f"The chunk {ids[number].hex()} is not in the index.")
+        self.absent: dict[int, StrongroomError] = {
+            number: Damaged(f"The chunk {ids[number].hex()} is not in the index.")
+            for number in np.flatnonzero(chunk_rows == ABSENT).tolist()
+        }
         found = np.flatnonzero(chunk_rows != ABSENT)
         rows = chunk_rows[found]
         columns = (found, index.frame[rows], index.offset[rows], index.length[rows])
@@ -463,6 +514,16 @@ class SnapshotReader:
                 yield piece
                 at = start + len(piece)
         yield from _zeros(entry.size - at)
+
+    def parts(self, entry: Entry) -> Iterator[Sequence[Extent]]:
+        """Yield an entry's extents, a batch of bytes at most at a time; ValueError, Damaged."""
+        return self._extent_parts(entry)
+
+    def scatter(
+        self, ids: Sequence[bytes], take: Take
+    ) -> Callable[[], Mapping[int, StrongroomError]]:
+        """Start fetching chunks in no order; see `ports`."""
+        return self._chunks.scatter(b"data", ids, take)
 
     def contents(
         self, entries: Iterable[Entry]
