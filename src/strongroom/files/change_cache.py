@@ -25,7 +25,7 @@ import os
 import stat as modes
 import struct
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 
@@ -214,6 +214,13 @@ class LastRun:
         self._at += 1
         return self._block.kept(self._at - 1)
 
+    def knows_nothing_of(self, first: bytes, final: bytes) -> bool:
+        """Is there no entry from `first` to `final`? Paths as for `find`."""
+        if self._seek(first):
+            return False
+        paths = self._block.paths
+        return self._at >= len(paths) or paths[self._at] > final
+
     def span(self, paths: list[bytes], keys: bytes) -> Span | None:
         """Return the longest front of `paths` that is as it was and lies in one block.
 
@@ -345,6 +352,22 @@ class ThisRun:
         if len(self._lengths[0]) >= BLOCK_ENTRIES or self._ids_size >= BLOCK_IDS:
             self._flush()
 
+    def add_columns(
+        self, paths: list[bytes], keys: bytes, records: list[bytes], ids: list[bytes]
+    ) -> None:
+        """Keep neighbours."""
+        self._settle_rows()
+        self._keys.append(keys)
+        self._add_blobs((paths, records, ids))
+        self._ids_size += sum(map(len, ids))
+        if len(self._lengths[0]) >= BLOCK_ENTRIES or self._ids_size >= BLOCK_IDS:
+            self._flush()
+
+    def _add_blobs(self, columns: tuple[Sequence[bytes], ...]) -> None:
+        for number, column in enumerate(columns):
+            self._lengths[number].extend(map(len, column))
+            self._blobs[number].extend(column)
+
     def _settle_rows(self) -> None:
         """Turn the rows that were added one by one into columns."""
         if not self._rows:
@@ -352,9 +375,7 @@ class ThisRun:
         paths, keys, records, ids = zip(*self._rows, strict=True)
         self._rows = []
         self._keys += keys
-        for number, column in enumerate((paths, records, ids)):
-            self._lengths[number].extend(map(len, column))
-            self._blobs[number].extend(column)
+        self._add_blobs((paths, records, ids))
 
     def finish(self, *, files: int, size: int) -> None:
         """Complete the new cache, beside the old one."""
