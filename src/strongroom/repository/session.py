@@ -57,6 +57,7 @@ _EXTENTS_MIN, _EXTENTS_MAX, _EXTENTS_MASK = 64, 1024, 0xFF
 _PAGE_MIN, _PAGE_MAX, _PAGE_BYTES = 192, 1024, 256 * 1024
 _MARK = struct.Struct("<32sIQ")
 _PAGE_THRESHOLD = (1 << 32) // 64
+_PAGE_TOP = _PAGE_THRESHOLD >> 24
 
 
 @dataclass(frozen=True, slots=True)
@@ -598,17 +599,31 @@ class TreeWriter:
 
     def add_records(self, paths: list[bytes], records: list[bytes]) -> None:
         """Add neighbours; only where a page may end is there something to be looked at for each."""
-        at, count = 0, len(paths)
-        while at < count:
-            stop = min(count, at + _PAGE_MIN - 1 - len(self._paths))
-            if stop > at and self._extend(paths[at:stop], records[at:stop]):
-                at = stop
-            else:
+        at = 0
+        while at < len(paths):
+            stop, ends = self._front(paths, at)
+            if not self._extend(paths[at:stop], records[at:stop]):
                 self.add_record(paths[at], records[at])
                 at += 1
+                continue
+            at = stop
+            if ends:
+                self._close_page()
+
+    def _front(self, paths: list[bytes], at: int) -> tuple[int, bool]:
+        """Where the page stops if it goes on with paths[at:], by number alone; does it end there?"""
+        held, count, ends_page = len(self._paths) - at, len(paths), self._ends_page
+        free = _PAGE_MIN - 1 - held
+        if free > at:
+            return min(count, free), False
+        last = min(count, _PAGE_MAX - held)
+        for number in range(at, last):
+            if ends_page(paths[number]):
+                return number + 1, True
+        return last, last + held >= _PAGE_MAX
 
     def _extend(self, paths: list[bytes], records: list[bytes]) -> bool:
-        """Add entries after none of which the page may end; False, and none added, if it may."""
+        """Add entries that the page has room for; False, and none added, if a look at each is due."""
         size = sum(map(len, paths)) + sum(map(len, records))
         first = self._last is None or self._last < paths[0]
         if self._bytes + size >= _PAGE_BYTES or not first or not all(map(lt, paths, paths[1:])):
@@ -648,8 +663,8 @@ class TreeWriter:
         return True
 
     def _ends_page(self, path: bytes) -> bool:
-        digest = blake3(path, key=self._page_key).digest(4)
-        return int.from_bytes(digest, "little") < _PAGE_THRESHOLD
+        # The last byte alone tells whether the little-endian u32 is below _PAGE_THRESHOLD, 2**26.
+        return blake3(path, key=self._page_key).digest(4)[3] < _PAGE_TOP
 
     def _close_page(self) -> None:
         paths, page = self._paths, trees.encode_page(self._paths, self._records)
