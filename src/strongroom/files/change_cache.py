@@ -27,7 +27,8 @@ import struct
 import weakref
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import accumulate
+from itertools import accumulate, pairwise
+from operator import sub
 
 from blake3 import blake3
 
@@ -99,12 +100,15 @@ class Span:
         before = self.position - self._start
         return Span(self._block, self._start, min(self._stop, self._start + count), before)
 
-    def records(self) -> Iterator[tuple[bytes, bytes]]:
-        """Yield (path, record) in order."""
-        payload, paths = self._block.payload, self._block.paths
-        ends = self._block.record_at
-        for at in range(self._start, self._stop):
-            yield paths[at], payload[ends[at] : ends[at + 1]]
+    @property
+    def paths(self) -> list[bytes]:
+        """The paths of all of them, in order."""
+        return self._block.paths[self._start : self._stop]
+
+    def records(self) -> list[bytes]:
+        """Return the record of each path."""
+        payload, ends = self._block.payload, self._block.record_at[self._start : self._stop + 1]
+        return [payload[at:end] for at, end in pairwise(ends)]
 
     def singly(self) -> list[tuple[bytes, Kept]]:
         """Return what `LastRun.find` would have found for each."""
@@ -115,7 +119,7 @@ class Span:
         """Return them as columns, to be written down again."""
         block, start, stop = self._block, self._start, self._stop
         lengths = [
-            [ends[at + 1] - ends[at] for at in range(start, stop)]
+            list(map(sub, ends[start + 1 : stop + 1], ends[start:stop]))
             for ends in (block.path_at, block.record_at, block.ids_at)
         ]
         blobs = [

@@ -592,9 +592,7 @@ class Taking:
     def _emit_unchanged(self, item: _Unchanged, missing: set[bytes]) -> int:
         if missing:
             return sum(self._emit_kept(path, kept, missing) for path, kept in item.span.singly())
-        add_record = self._session.tree.add_record
-        for path, record in item.span.records():
-            add_record(path, record)
+        self._session.tree.add_records(item.span.paths, item.span.records())
         self._new.add_span(item.span)
         self.entries += len(item.span)
         self.unchanged += len(item.span)
