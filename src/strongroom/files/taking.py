@@ -488,14 +488,7 @@ class Taking:
 
     def _missing(self, items: Sequence[_Item]) -> set[bytes]:
         """The unchanged paths of which the repository has not every chunk any more."""
-        ids = []
-        for item in items:
-            if type(item) is _Unchanged:
-                ids.append(item.span.ids)
-            elif type(item) is tuple:
-                ids.append(item[1][2])
-        joined = b"".join(ids)
-        if not joined or self._session.reuse([joined])[0]:
+        if self._all_here(items):
             return set()
         kept = []
         for item in items:
@@ -505,6 +498,17 @@ class Taking:
                 kept.append(item[:2])
         answers = self._session.reuse([ids for _, (_, _, ids) in kept])
         return {path for (path, _), good in zip(kept, answers, strict=True) if not good}
+
+    def _all_here(self, items: Sequence[_Item]) -> bool:
+        """Has the repository every chunk of what is unchanged? If so, they are relied on."""
+        ids = []
+        for item in items:
+            if type(item) is _Unchanged:
+                ids.append(item.span.ids)
+            elif type(item) is tuple:
+                ids.append(item[1][2])
+        joined = b"".join(ids)
+        return not joined or self._session.reuse([joined])[0]
 
     def _settled(self) -> int:
         """How many of the items stand before everything that is still to be read."""
@@ -526,7 +530,7 @@ class Taking:
         self._add(items)
 
     def _pass_over(self, items: Sequence[_Item]) -> bool:
-        """Count items that are all as they were, and none gone before them; False if one is not."""
+        """Count items that are all as they were and here, none gone before them; False if not so."""
         entries = self.entries
         for item in items:
             if type(item) is _Unchanged and item.span.position == entries:
@@ -535,21 +539,18 @@ class Taking:
                 entries += 1
             else:
                 return False
+        if not self._all_here(items):
+            return False
         self._waiting -= sum(len(item.span) for item in items if type(item) is _Unchanged)
         self.entries = entries
         return True
 
     def _adopt(self) -> bool:
-        """Rely on everything that the last run relied on, its tree included."""
-        last = self._last.again()
-        try:
-            mark = last.tree()
-            if not mark or not all(self._session.reuse([span.ids])[0] for span in last.spans()):
-                return False
-            if not self._session.tree.adopt(mark):
-                return False
-        finally:
-            last.close()
+        """Take the tree of the last run, all of whose entries were passed over."""
+        last = self._last
+        mark = last.tree()
+        if not mark or not self._session.tree.adopt(mark):
+            return False
         self.files, self.size, self.unchanged = last.files, last.size, self.entries
         self._progress.advance(size=self.size, files=self.files)
         return True

@@ -170,6 +170,8 @@ class WriteSession:
 
     def known(self, ids: bytes) -> npt.NDArray[np.bool_]:
         """For each id: need it not be stored? Records the reliance on what is found."""
+        if not len(self._index.chunks):
+            return self._fresh.known(ids)
         rows = self._index.find(ids)
         usable = self._index.usable(rows)
         self._rely(rows[usable])
