@@ -496,7 +496,9 @@ static int xattr_value(int fd, const char *name, arena *out)
 static int read_xattrs(int fd, arena *out)
 {
     char list[65536]; /* XATTR_LIST_MAX */
-    ssize_t size = flistxattr(fd, list, sizeof list);
+    ssize_t size = flistxattr(fd, NULL, 0); /* the kernel clears a buffer of the size asked for */
+    if (size > 0)
+        size = flistxattr(fd, list, sizeof list);
     if (size < 0)
         return errno == ENOTSUP || errno == ENOSYS ? 0 : xattr_failed(out, "", errno);
     for (char *name = list; name < list + size; name += strlen(name) + 1)
@@ -649,6 +651,289 @@ done:
     Py_XDECREF(names);
     PyBuffer_Release(&view);
     return result;
+}
+
+/* --------------------------------------------- columns of new, small, plain files */
+
+static uint32_t get32(const uint8_t *at)
+{
+    return at[0] | (uint32_t)at[1] << 8 | (uint32_t)at[2] << 16 | (uint32_t)at[3] << 24;
+}
+
+static uint64_t get64(const uint8_t *at)
+{
+    return get32(at) | (uint64_t)get32(at + 4) << 32;
+}
+
+/* Where the fields of a KEY begin. */
+enum { KEY_LINKS = 4, KEY_UID = 8, KEY_GID = 12, KEY_LENGTH = 32, KEY_MTIME = 40, KEY_CTIME = 48 };
+
+static int64_t newest_of(const uint8_t *key)
+{
+    int64_t mtime = (int64_t)get64(key + KEY_MTIME), ctime = (int64_t)get64(key + KEY_CTIME);
+    return mtime > ctime ? mtime : ctime;
+}
+
+PyDoc_STRVAR(plain_run_doc, "plain_run(keys, start, stop, limit, room) -> (end, size, newest)");
+
+static PyObject *plain_run(PyObject *module, PyObject *args)
+{
+    Py_buffer keys;
+    Py_ssize_t start, stop;
+    unsigned long long limit, room, total = 0;
+    (void)module;
+    if (!PyArg_ParseTuple(args, "y*nnKK:plain_run", &keys, &start, &stop, &limit, &room))
+        return NULL;
+    int64_t newest = INT64_MIN;
+    if (start < 0 || stop > keys.len / KEY_SIZE) {
+        PyBuffer_Release(&keys);
+        PyErr_SetString(PyExc_ValueError, "there are not so many keys");
+        return NULL;
+    }
+    for (; start < stop; start++) {
+        const uint8_t *key = (const uint8_t *)keys.buf + start * KEY_SIZE;
+        uint64_t size = get64(key + KEY_LENGTH);
+        if (!S_ISREG(get32(key)) || get32(key + KEY_LINKS) != 1 || size > limit ||
+            size > room - total)
+            break;
+        total += size;
+        newest = newest_of(key) > newest ? newest_of(key) : newest;
+    }
+    PyBuffer_Release(&keys);
+    return Py_BuildValue("(nKL)", start, total, (long long)newest);
+}
+
+/* Are the attributes of the file these, packed? Most have none, and say so cheaply. */
+static int same_xattrs(int fd, const Py_buffer *wanted)
+{
+    arena found = {0};
+    ssize_t size = flistxattr(fd, NULL, 0);
+    if (!size || (size < 0 && (errno == ENOTSUP || errno == ENOSYS)))
+        return !wanted->len;
+    if (!wanted->len)
+        return 0;
+    int same = !read_xattrs(fd, &found) && found.used == (size_t)wanted->len &&
+               !memcmp(found.at, wanted->buf, found.used);
+    PyMem_RawFree(found.at);
+    return same;
+}
+
+/* Read a file that is all the time what `key` says it is, without being asked twice. */
+static int read_as_scanned(int fd, const uint8_t *key, uint8_t *to, const Py_buffer *xattrs)
+{
+    struct stat st;
+    uint8_t after[STAT_SIZE];
+    uint64_t size = get64(key + KEY_LENGTH);
+    if (fstat(fd, &st) < 0 || !S_ISREG(st.st_mode))
+        return 0;
+    if (read(fd, to, size + 1) != (ssize_t)size)
+        return 0;
+    if (!same_xattrs(fd, xattrs) || fstat(fd, &st) < 0)
+        return 0;
+    pack_stat(after, &st);
+    return !memcmp(after, key, KEY_SIZE);
+}
+
+static int read_plain_one(int dirfd, const char *name, const uint8_t *key, uint8_t *to,
+                          const Py_buffer *xattrs)
+{
+    const int flags = O_RDONLY | O_NOFOLLOW | O_NONBLOCK | O_CLOEXEC | O_NOCTTY | O_NOATIME;
+    int fd = openat(dirfd, name, flags);
+    if (fd < 0 && errno == EPERM)
+        fd = openat(dirfd, name, flags & ~O_NOATIME);
+    if (fd < 0)
+        return 0;
+    int good = read_as_scanned(fd, key, to, xattrs);
+    close(fd);
+    return good;
+}
+
+typedef struct {
+    int dirfd;
+    Py_buffer keys, room, xattrs;
+    size_t used;
+} plain;
+
+/* Read names[at .. end); return where the first that is not as it was stands, -1 with an exception. */
+static Py_ssize_t read_plain_batch(plain *p, PyObject *names, Py_ssize_t at, Py_ssize_t end)
+{
+    const char *text[BATCH];
+    PyObject *held = PyList_GetSlice(names, at, end); /* the list may change while the GIL is away */
+    if (!held)
+        return -1;
+    Py_ssize_t count = PyList_GET_SIZE(held), done = 0;
+    for (Py_ssize_t i = 0; i < count; i++)
+        if (PyBytes_AsStringAndSize(PyList_GET_ITEM(held, i), (char **)&text[i], NULL) < 0) {
+            Py_DECREF(held);
+            return -1;
+        }
+    Py_BEGIN_ALLOW_THREADS
+    for (; done < count; done++) {
+        const uint8_t *key = (const uint8_t *)p->keys.buf + (at + done) * KEY_SIZE;
+        uint64_t size = get64(key + KEY_LENGTH);
+        if (size >= (uint64_t)p->room.len - p->used ||
+            !read_plain_one(p->dirfd, text[done], key, (uint8_t *)p->room.buf + p->used, &p->xattrs))
+            break;
+        p->used += size;
+    }
+    Py_END_ALLOW_THREADS
+    Py_DECREF(held);
+    return PyErr_CheckSignals() < 0 ? -1 : at + done;
+}
+
+PyDoc_STRVAR(read_plain_doc,
+             "read_plain(dirfd, names, keys, start, buffer, xattrs) -> (end, bytes read)");
+
+static PyObject *read_plain(PyObject *module, PyObject *args)
+{
+    PyObject *names, *result = NULL;
+    Py_ssize_t at, stop;
+    plain p = {0};
+    (void)module;
+    if (!PyArg_ParseTuple(args, "iO!y*nw*y*:read_plain", &p.dirfd, &PyList_Type, &names, &p.keys,
+                          &at, &p.room, &p.xattrs))
+        return NULL;
+    stop = PyList_GET_SIZE(names);
+    if (at < 0 || p.keys.len != stop * KEY_SIZE) {
+        PyErr_SetString(PyExc_ValueError, "there is one key for each name");
+        goto done;
+    }
+    while (at < stop) {
+        Py_ssize_t end = at + BATCH < stop ? at + BATCH : stop;
+        Py_ssize_t reached = read_plain_batch(&p, names, at, end);
+        if (reached < 0)
+            goto done;
+        at = reached;
+        if (reached < end)
+            break;
+    }
+    result = Py_BuildValue("(nn)", at, (Py_ssize_t)p.used);
+done:
+    PyBuffer_Release(&p.keys);
+    PyBuffer_Release(&p.room);
+    PyBuffer_Release(&p.xattrs);
+    return result;
+}
+
+#define RECORD_HEAD 32
+
+static PyObject *plain_record(const uint8_t *key, const Py_buffer *lead, PyObject *id,
+                              const Py_buffer *tail)
+{
+    if (!PyBytes_Check(id)) {
+        PyErr_SetString(PyExc_TypeError, "an id is bytes");
+        return NULL;
+    }
+    Py_ssize_t content = PyBytes_GET_SIZE(id) ? lead->len + PyBytes_GET_SIZE(id) : 0;
+    PyObject *record = PyBytes_FromStringAndSize(NULL, RECORD_HEAD + content + tail->len);
+    if (!record)
+        return NULL;
+    uint8_t *to = (uint8_t *)PyBytes_AS_STRING(record);
+    uint32_t mode = get32(key) & 07777;
+    to[0] = 1, to[1] = tail->len ? 4 : 0;
+    to[2] = (uint8_t)mode, to[3] = (uint8_t)(mode >> 8);
+    memcpy(to + 4, key + KEY_UID, 8); /* and gid */
+    memcpy(to + 12, key + KEY_MTIME, 8);
+    memcpy(to + 20, key + KEY_LENGTH, 8);
+    to = put32(to + 28, (uint32_t)content);
+    if (content) {
+        memcpy(to, lead->buf, (size_t)lead->len);
+        memcpy(to + lead->len, PyBytes_AS_STRING(id), (size_t)PyBytes_GET_SIZE(id));
+    }
+    memcpy(to + content, tail->buf, (size_t)tail->len);
+    return record;
+}
+
+PyDoc_STRVAR(plain_records_doc, "plain_records(keys, lead, ids, tail) -> [record]");
+
+static PyObject *plain_records(PyObject *module, PyObject *args)
+{
+    Py_buffer keys, lead, tail;
+    PyObject *ids, *records = NULL;
+    (void)module;
+    if (!PyArg_ParseTuple(args, "y*y*O!y*:plain_records", &keys, &lead, &PyList_Type, &ids, &tail))
+        return NULL;
+    Py_ssize_t count = PyList_GET_SIZE(ids);
+    if (keys.len != count * KEY_SIZE)
+        PyErr_SetString(PyExc_ValueError, "there is one key for each id");
+    else
+        records = PyList_New(count);
+    for (Py_ssize_t i = 0; records && i < count; i++) {
+        PyObject *record = plain_record((const uint8_t *)keys.buf + i * KEY_SIZE, &lead,
+                                        PyList_GET_ITEM(ids, i), &tail);
+        if (record)
+            PyList_SET_ITEM(records, i, record);
+        else
+            Py_CLEAR(records);
+    }
+    PyBuffer_Release(&keys);
+    PyBuffer_Release(&lead);
+    PyBuffer_Release(&tail);
+    return records;
+}
+
+/* Length of the folder that both paths stand in. */
+static size_t shared_folder(PyObject *previous, PyObject *path)
+{
+    const char *text = PyBytes_AS_STRING(path);
+    const char *slash = memrchr(text, '/', (size_t)PyBytes_GET_SIZE(path));
+    size_t folder = slash ? (size_t)(slash - text) + 1 : 0;
+    if (!previous || (size_t)PyBytes_GET_SIZE(previous) < folder ||
+        memcmp(PyBytes_AS_STRING(previous), text, folder))
+        return 0;
+    return folder;
+}
+
+static int page_size(PyObject *paths, PyObject *records, size_t *total)
+{
+    PyObject *previous = NULL;
+    *total = 0;
+    for (Py_ssize_t i = 0; i < PyList_GET_SIZE(paths); i++) {
+        PyObject *path = PyList_GET_ITEM(paths, i), *record = PyList_GET_ITEM(records, i);
+        if (!PyBytes_Check(path) || !PyBytes_Check(record)) {
+            PyErr_SetString(PyExc_TypeError, "paths and records are bytes");
+            return -1;
+        }
+        if (PyBytes_GET_SIZE(path) > 0xFFFF || (uint64_t)PyBytes_GET_SIZE(record) > UINT32_MAX) {
+            PyErr_SetString(PyExc_ValueError, "a path or record is too long");
+            return -1;
+        }
+        *total += 8 + (size_t)PyBytes_GET_SIZE(path) - shared_folder(previous, path) +
+                  (size_t)PyBytes_GET_SIZE(record);
+        previous = path;
+    }
+    return 0;
+}
+
+PyDoc_STRVAR(encode_page_doc, "encode_page(paths, records) -> bytes");
+
+static PyObject *encode_page(PyObject *module, PyObject *args)
+{
+    PyObject *paths, *records, *page, *previous = NULL;
+    size_t total;
+    (void)module;
+    if (!PyArg_ParseTuple(args, "O!O!:encode_page", &PyList_Type, &paths, &PyList_Type, &records))
+        return NULL;
+    if (PyList_GET_SIZE(paths) != PyList_GET_SIZE(records)) {
+        PyErr_SetString(PyExc_ValueError, "there is one record for each path");
+        return NULL;
+    }
+    if (page_size(paths, records, &total) < 0 ||
+        !(page = PyBytes_FromStringAndSize(NULL, (Py_ssize_t)total)))
+        return NULL;
+    uint8_t *to = (uint8_t *)PyBytes_AS_STRING(page);
+    for (Py_ssize_t i = 0; i < PyList_GET_SIZE(paths); i++) {
+        PyObject *path = PyList_GET_ITEM(paths, i), *record = PyList_GET_ITEM(records, i);
+        size_t shared = shared_folder(previous, path);
+        size_t rest = (size_t)PyBytes_GET_SIZE(path) - shared;
+        size_t length = (size_t)PyBytes_GET_SIZE(record);
+        to = put32(put32(to, (uint32_t)(shared | rest << 16)), (uint32_t)length);
+        memcpy(to, PyBytes_AS_STRING(path) + shared, rest);
+        memcpy(to + rest, PyBytes_AS_STRING(record), length);
+        to += rest + length;
+        previous = path;
+    }
+    return page;
 }
 
 /* ------------------------------------------------------------ write small files */
@@ -832,6 +1117,10 @@ static PyMethodDef METHODS[] = {
     {"candidates", candidates, METH_VARARGS, candidates_doc},
     {"scan_dir", scan_dir, METH_VARARGS, scan_dir_doc},
     {"read_files", read_files, METH_VARARGS, read_files_doc},
+    {"plain_run", plain_run, METH_VARARGS, plain_run_doc},
+    {"read_plain", read_plain, METH_VARARGS, read_plain_doc},
+    {"plain_records", plain_records, METH_VARARGS, plain_records_doc},
+    {"encode_page", encode_page, METH_VARARGS, encode_page_doc},
     {"write_files", write_files, METH_VARARGS, write_files_doc},
     {"tune_allocator", tune_allocator, METH_NOARGS, tune_allocator_doc},
     {NULL, NULL, 0, NULL},

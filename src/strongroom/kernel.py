@@ -283,6 +283,159 @@ def unpack_xattrs(packed: bytes) -> tuple[Pairs, list[tuple[bytes, int]]]:
     return tuple(sorted(pairs)), failed
 
 
+# --------------------------------------------- columns of new, small, plain files
+#
+# A run of files of one directory as columns: names, KEYs one after the other, ids (b"" for an empty
+# file). Most files of a first backup are such, and pass without an object for each.
+
+_LENGTH_AT = 32  # the size in a KEY
+_RECORD = struct.Struct("<BBHIIqQI")  # format.tree: the head of a record
+_STEP = struct.Struct("<HHI")  # format.tree: what stands before an entry of a page
+_PLAIN_KIND, _WITH_XATTRS = 1, 4
+
+
+def plain_run(keys: Buffer, start: int, stop: int, limit: int, room: int) -> tuple[int, int, int]:
+    """Follow KEYs from number `start` while they are those of small plain files.
+
+    Plain are regular files with one name, of at most `limit` bytes. Ends where one is not, where
+    all together would exceed `room`, or at `stop`. Returns where it ended, the bytes of all, and
+    the latest mtime or ctime (-2**63 for none).
+    """
+    if _compiled is not None:
+        found: tuple[int, int, int] = _compiled.plain_run(keys, start, stop, limit, room)
+        return found
+    return plain_run_twin(keys, start, stop, limit, room)
+
+
+def plain_run_twin(
+    keys: Buffer, start: int, stop: int, limit: int, room: int
+) -> tuple[int, int, int]:
+    """Specify `plain_run`."""
+    if start < 0 or stop > len(keys) // KEY_SIZE:
+        raise ValueError("there are not so many keys")
+    total, newest = 0, -(1 << 63)
+    while start < stop:
+        mode, links, *_, size, mtime, ctime = KEY.unpack_from(keys, start * KEY_SIZE)
+        if not modes.S_ISREG(mode) or links != 1 or size > limit or total + size > room:
+            break
+        total += size
+        newest = max(newest, mtime, ctime)
+        start += 1
+    return start, total, newest
+
+
+def read_plain(
+    dirfd: int,
+    names: list[bytes],
+    keys: Buffer,
+    start: int,
+    buffer: bytearray | memoryview,
+    xattrs: bytes,
+) -> tuple[int, int]:
+    """Read files that are what their KEYs say, from number `start`, back to back into `buffer`.
+
+    Stops at the first with which anything is out of the ordinary, and says nothing about why: it
+    cannot be opened or read, is no regular file, is longer or shorter than its key says, has
+    another key after reading, has packed extended attributes that are not `xattrs`, or does not
+    fit. Returns where it stopped and the bytes of those before. What lies behind them in the buffer
+    has no meaning. Opens as `read_files` does.
+    """
+    if _compiled is not None:
+        done: tuple[int, int] = _compiled.read_plain(dirfd, names, keys, start, buffer, xattrs)
+        return done
+    return read_plain_twin(dirfd, names, keys, start, buffer, xattrs)
+
+
+def read_plain_twin(
+    dirfd: int,
+    names: list[bytes],
+    keys: Buffer,
+    start: int,
+    buffer: bytearray | memoryview,
+    xattrs: bytes,
+) -> tuple[int, int]:
+    """Specify `read_plain`."""
+    if start < 0 or len(keys) != len(names) * KEY_SIZE:
+        raise ValueError("there is one key for each name")
+    room, used = memoryview(buffer), 0
+    while start < len(names):
+        key = bytes(keys[start * KEY_SIZE : (start + 1) * KEY_SIZE])
+        size = int.from_bytes(key[_LENGTH_AT : _LENGTH_AT + 8], "little")
+        if size >= len(room) - used:
+            break
+        try:
+            if not _read_as_scanned(dirfd, names[start], key, room[used : used + size + 1], xattrs):
+                break
+        except OSError:
+            break
+        used += size
+        start += 1
+    return start, used
+
+
+def _read_as_scanned(dirfd: int, name: bytes, key: bytes, room: memoryview, xattrs: bytes) -> bool:
+    fd = open_to_read(dirfd, name)
+    try:
+        if not modes.S_ISREG(os.fstat(fd).st_mode) or os.readv(fd, [room]) != len(room) - 1:
+            return False
+        return pack_xattrs(fd) == xattrs and pack_stat(os.fstat(fd))[:KEY_SIZE] == key
+    finally:
+        os.close(fd)
+
+
+def plain_records(keys: Buffer, lead: bytes, ids: list[bytes], tail: bytes) -> list[bytes]:
+    """Encode the records (format.tree) of plain files; content is `lead` ‖ id, or nothing.
+
+    `tail` is their encoded extended attributes, b"" for none.
+    """
+    if _compiled is not None:
+        records: list[bytes] = _compiled.plain_records(keys, lead, ids, tail)
+        return records
+    return plain_records_twin(keys, lead, ids, tail)
+
+
+def plain_records_twin(keys: Buffer, lead: bytes, ids: list[bytes], tail: bytes) -> list[bytes]:
+    """Specify `plain_records`."""
+    if len(keys) != len(ids) * KEY_SIZE:
+        raise ValueError("there is one key for each id")
+    flags = _WITH_XATTRS if tail else 0
+    records = []
+    for chunk_id, key in zip(ids, KEY.iter_unpack(keys), strict=True):
+        mode, _, uid, gid, _, _, size, mtime, _ = key
+        content = lead + chunk_id if chunk_id else b""
+        fields = (mode & 0o7777, uid, gid, mtime, size, len(content))
+        records.append(_RECORD.pack(_PLAIN_KIND, flags, *fields) + content + tail)
+    return records
+
+
+def encode_page(paths: list[bytes], records: list[bytes]) -> bytes:
+    """Encode a page (format.tree) of as many paths as records; ValueError for one too long."""
+    if _compiled is not None:
+        page: bytes = _compiled.encode_page(paths, records)
+        return page
+    return encode_page_twin(paths, records)
+
+
+def encode_page_twin(paths: list[bytes], records: list[bytes]) -> bytes:
+    """Specify `encode_page`."""
+    parts: list[bytes] = []
+    previous = b""
+    for path, record in zip(paths, records, strict=True):
+        if len(path) > 0xFFFF or len(record) > 0xFFFFFFFF:
+            raise ValueError("a path or record is too long")
+        shared = _shared(previous, path)
+        rest = path[shared:]
+        parts += (_STEP.pack(shared, len(rest), len(record)), rest, record)
+        previous = path
+    return b"".join(parts)
+
+
+def _shared(previous: bytes, path: bytes) -> int:
+    """Length of the folder that both stand in: cheap to find, and the compressor does the rest."""
+    folder = path.rfind(b"/") + 1
+    return folder if previous[:folder] == path[:folder] else 0
+
+
 # ------------------------------------------------------------------- write small files
 
 _WRITE_FLAGS = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NOCTTY

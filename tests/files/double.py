@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import accumulate, pairwise
 from typing import Any
 
 from strongroom.errors import Damaged, StrongroomError
@@ -76,6 +77,11 @@ class MemoryLane:
             self._session.read += len(chunk)
         return ids
 
+    def put_run(self, run: memoryview, lengths: Sequence[int]) -> list[bytes]:
+        ends = [*accumulate(lengths, initial=0)]
+        assert ends[-1] == len(run)
+        return self.put_small([run[at:end] for at, end in pairwise(ends)])
+
     def content(self) -> MemoryContent:
         self._session.streams += 1
         return MemoryContent(self._session.chunks)
@@ -93,6 +99,10 @@ class MemoryTree:
     def add_record(self, path: bytes, record: bytes) -> None:
         assert not self.records or self.records[-1][0] < path, "out of order"
         self.records.append((path, record))
+
+    def add_records(self, paths: list[bytes], records: list[bytes]) -> None:
+        for path, record in zip(paths, records, strict=True):
+            self.add_record(path, record)
 
     def mark(self) -> bytes:
         return b""

@@ -18,7 +18,7 @@ from files.conftest import Vault, unprivileged
 from files.double import MemoryReader, MemorySession
 from strongroom import kernel
 from strongroom.errors import NotFound, Refused
-from strongroom.files import reading, taking
+from strongroom.files import reading, small, taking
 from strongroom.files.change_cache import MARGIN_NS
 from strongroom.files.reading import SMALL_FILE
 from strongroom.format.tree import Entry, Kind, encode_plain_file, encode_record
@@ -205,7 +205,7 @@ def between(monkeypatch: pytest.MonkeyPatch):
                 action()
             return kernel.read_files(*arguments)
 
-        monkeypatch.setattr(taking, "read_files", reads)
+        monkeypatch.setattr(small, "read_files", reads)
 
     return arrange
 
@@ -361,7 +361,7 @@ def test_a_disk_that_stumbles_is_asked_once_more(vault: Vault, monkeypatch) -> N
             rows.append((errno.EIO, 0, 0, b"", b"") if failing[name] >= 0 else row)
         return rows
 
-    monkeypatch.setattr(taking, "read_files", reads)
+    monkeypatch.setattr(small, "read_files", reads)
     taken, session = vault.back_up()
     assert [(p.path, p.reason) for p in taken.problems] == [
         (b"g", "it cannot be read: Input/output error")
@@ -484,7 +484,7 @@ def test_attributes_that_cannot_be_read_are_told_every_time(vault: Vault, monkey
     def reads(*arguments):
         return [(*row[:4], packed) for row in kernel.read_files(*arguments)]
 
-    monkeypatch.setattr(taking, "read_files", reads)
+    monkeypatch.setattr(small, "read_files", reads)
     for _ in range(2):
         taken, session = vault.back_up()
         assert [p.path for p in taken.problems] == [b"f"]

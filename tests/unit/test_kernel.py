@@ -17,6 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from strongroom import kernel
+from strongroom.format import tree
 
 compiled_only = pytest.mark.skipif(
     not kernel.COMPILED, reason="no compiled kernel here: the twins are all there is"
@@ -253,6 +254,162 @@ def test_attributes_that_cannot_be_read_are_named() -> None:
     packed = struct.pack("<H", 6) + b"user.a" + struct.pack("<I", 2) + b"xy"
     packed += struct.pack("<H", 6) + b"user.b" + struct.pack("<II", 0xFFFFFFFF, errno.EACCES)
     assert kernel.unpack_xattrs(packed) == (((b"user.a", b"xy"),), [(b"user.b", errno.EACCES)])
+
+
+# -- columns -------------------------------------------------------------------------------
+
+U64 = st.integers(0, 2**64 - 1)
+MODES = st.sampled_from([0o100644, 0o104755, 0o040755, 0o120777, 0o010600, 0o100000])
+KEYS = st.builds(
+    kernel.KEY.pack,
+    MODES, st.sampled_from([1, 1, 1, 2]), st.integers(0, 2**32 - 1), st.integers(0, 2**32 - 1),
+    U64, U64, st.one_of(st.integers(0, 50), U64), st.integers(-(2**63), 2**63 - 1),
+    st.integers(-(2**63), 2**63 - 1),
+)  # fmt: skip
+
+
+@compiled_only
+@given(st.lists(KEYS, max_size=12), st.integers(0, 12), st.integers(0, 60), st.integers(0, 200))
+def test_both_follow_a_run_alike(keys, start, limit, room) -> None:
+    column, start = b"".join(keys), min(start, len(keys))
+    fields = (column, start, len(keys), limit, room)
+    assert kernel.plain_run(*fields) == kernel.plain_run_twin(*fields)
+
+
+@pytest.mark.parametrize("run", [kernel.plain_run, kernel.plain_run_twin])
+def test_a_run_ends_at_what_is_not_plain_or_has_no_room(run) -> None:
+    def key(mode=0o100644, links=1, size=10, mtime=5, ctime=7):
+        return kernel.KEY.pack(mode, links, 0, 0, 0, 1, size, mtime, ctime)
+
+    plain = key()
+    assert run(plain * 5, 1, 4, 10, 1000) == (4, 30, 7)
+    assert run(plain * 5, 0, 5, 9, 1000) == (0, 0, -(1 << 63))
+    assert run(plain * 5, 0, 5, 10, 25) == (2, 20, 7)
+    for odd in (key(mode=0o040755), key(links=2), key(size=11), key(mode=0o120777)):
+        assert run(plain * 2 + odd, 0, 3, 10, 1000)[0] == 2
+    assert run(plain + key(mtime=9), 0, 2, 10, 1000)[2] == 9
+    for start, stop in ((-1, 1), (0, 2)):
+        with pytest.raises(ValueError, match="not so many"):
+            run(plain, start, stop, 10, 10)
+
+
+@compiled_only
+@given(
+    st.lists(st.tuples(KEYS, st.one_of(st.just(b""), st.binary(max_size=40))), max_size=8),
+    st.binary(max_size=3), st.binary(max_size=30),
+)  # fmt: skip
+def test_both_encode_records_alike(rows, lead, tail) -> None:
+    column, ids = b"".join(key for key, _ in rows), [one for _, one in rows]
+    records = kernel.plain_records(column, lead, ids, tail)
+    assert records == kernel.plain_records_twin(column, lead, ids, tail)
+    with pytest.raises(ValueError, match="one key for each"):
+        kernel.plain_records(column, lead, [*ids, b""], tail)
+
+
+@given(KEYS, st.one_of(st.just(b""), st.binary(min_size=32, max_size=32)), st.booleans())
+def test_a_record_from_columns_is_a_record(key, chunk_id, attributes) -> None:
+    mode, _, uid, gid, _, _, size, mtime, _ = kernel.KEY.unpack(key)
+    xattrs = ((b"security.selinux", b"label"), (b"user.a", b"")) if attributes else ()
+    content = b"\x01" + chunk_id if chunk_id else b""
+    tail = tree.encode_xattrs(xattrs) if xattrs else b""
+    fields = (mode & 0o7777, uid, gid, mtime, size, content)
+    entry = tree.Entry(b"f", tree.Kind.FILE, *fields, xattrs=xattrs)
+    for encode in (kernel.plain_records, kernel.plain_records_twin):
+        assert encode(key, b"\x01", [chunk_id], tail) == [tree.encode_record(entry)]
+
+
+PATHS = st.lists(st.sampled_from([b"a", b"b/", b"/", b"folder/", b"a.b"]), max_size=5).map(b"".join)
+
+
+@compiled_only
+@given(st.lists(st.tuples(PATHS, st.binary(max_size=20)), max_size=12))
+def test_both_encode_pages_alike(rows) -> None:
+    paths, records = [path for path, _ in rows], [record for _, record in rows]
+    assert kernel.encode_page(paths, records) == kernel.encode_page_twin(paths, records)
+
+
+@pytest.mark.parametrize("encode", [kernel.encode_page, kernel.encode_page_twin])
+def test_a_page_refuses_what_its_fields_do_not_hold(encode) -> None:
+    assert len(encode([b"p" * 0xFFFF], [b"r"])) == 8 + 0xFFFF + 1
+    with pytest.raises(ValueError, match="too long"):
+        encode([b"p" * 0x10000], [b"r"])
+    with pytest.raises(ValueError):
+        encode([b"p"], [])
+
+
+def keys_of(root: Path, names: list[bytes]) -> bytes:
+    stats = [os.lstat(os.path.join(os.fsencode(root), name)) for name in names]
+    return b"".join(kernel.pack_stat(facts)[: kernel.KEY_SIZE] for facts in stats)
+
+
+PLAIN_READERS = [kernel.read_plain, kernel.read_plain_twin]
+
+
+def plain_files(root: Path, count: int) -> list[bytes]:
+    for i in range(count):
+        (root / f"{i:04}").write_bytes(b"%d" % i * (i % 40))
+    return [b"%04d" % i for i in range(count)]
+
+
+@pytest.mark.parametrize("read", PLAIN_READERS)
+def test_plain_files_lie_back_to_back(read, tmp_path, dirfd) -> None:
+    names = plain_files(tmp_path, 600)  # more than the kernel reads between looks at signals
+    content = [(tmp_path / os.fsdecode(name)).read_bytes() for name in names]
+    keys, buffer = keys_of(tmp_path, names), bytearray(1 << 17)
+    whole = b"".join(content)
+    assert read(dirfd, names, keys, 0, buffer, b"") == (600, len(whole))
+    assert buffer[: len(whole)] == whole
+    rest = b"".join(content[501:])
+    assert read(dirfd, names, keys, 501, buffer, b"") == (600, len(rest))
+    assert buffer[: len(rest)] == rest
+    assert read(dirfd, names, keys, 600, buffer, b"") == (600, 0)
+    exact = memoryview(buffer)[: len(whole)]  # one byte is needed to see the end of the last
+    assert read(dirfd, names, keys, 0, exact, b"") == (599, len(whole) - len(content[-1]))
+    with pytest.raises(ValueError, match="one key for each"):
+        read(dirfd, names, keys[1:], 0, buffer, b"")
+
+
+@pytest.mark.parametrize("read", PLAIN_READERS)
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda path: path.unlink(),
+        lambda path: path.write_bytes(b"longer than it was"),
+        lambda path: path.write_bytes(b""),
+        lambda path: path.write_bytes(b"same"),
+        lambda path: os.utime(path, ns=(0, 0)),
+        lambda path: os.chmod(path, 0o600),
+        lambda path: os.link(path, path.with_name("other")),
+        lambda path: os.setxattr(path, "user.colour", b"green"),
+        lambda path: (path.unlink(), path.mkdir()),
+        lambda path: (path.unlink(), os.mkfifo(path)),
+        lambda path: (path.unlink(), os.symlink("0001", path)),
+        lambda path: (path.unlink(), path.write_bytes(b"2" * 4)),
+    ],
+)
+def test_plain_reading_stops_at_whatever_is_not_as_it_was(read, change, tmp_path, dirfd) -> None:
+    for i in range(4):
+        (tmp_path / f"{i:04}").write_bytes(b"%d" % i * 4)
+        os.utime(tmp_path / f"{i:04}", ns=(0, 1))
+    names = [b"%04d" % i for i in range(4)]
+    keys = keys_of(tmp_path, names)
+    change(tmp_path / "0002")
+    buffer = bytearray(1000)
+    assert read(dirfd, names, keys, 0, buffer, b"") == (2, 8)
+    assert buffer[:8] == b"00001111"
+    assert read(dirfd, names, keys, 3, buffer, b"") == (4, 4)
+
+
+@pytest.mark.parametrize("read", PLAIN_READERS)
+def test_plain_reading_may_expect_attributes(read, tmp_path, dirfd) -> None:
+    names = plain_files(tmp_path, 3)
+    for name in names[:2]:
+        os.setxattr(tmp_path / os.fsdecode(name), "user.label", b"same")
+    label = kernel.pack_xattrs(os.fsencode(tmp_path / "0000"))
+    keys = keys_of(tmp_path, names)
+    assert read(dirfd, names, keys, 0, bytearray(200), label)[0] == 2
+    assert read(dirfd, names, keys, 0, bytearray(200), b"")[0] == 0
+    assert read(dirfd, names, keys, 2, bytearray(200), b"")[0] == 3
 
 
 def test_the_environment_forces_the_twins() -> None:

@@ -9,82 +9,68 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Generic, TypeVar
-
-from strongroom.kernel import FileRead
-
-Item = TypeVar("Item")
+from typing import Generic, Protocol, TypeVar
 
 BUFFER = 4 * 1024 * 1024
-FILES = 512
+FILES = 1024
 DIRECTORIES = 64  # each holds a descriptor open
 DEPTH = 2
 
-Read = Callable[[int, list[bytes], memoryview], list[FileRead]]
+
+class Part(Protocol):
+    """Files of one directory; `fd` is the batch's own."""
+
+    fd: int
+
+    def read(self, room: memoryview) -> int:
+        """Read into `room`, in the reading thread; return the bytes used, -1 if something grew and
+        did not fit any more. A part that was not read at all says so by itself."""
 
 
-class Group(Generic[Item]):
-    """Files of one directory; `fd` is the batch's own. `rows` tell of the first of `items`."""
-
-    __slots__ = ("base", "fd", "items", "names", "rows")
-
-    def __init__(self, fd: int) -> None:
-        self.fd = fd
-        self.items: list[Item] = []
-        self.names: list[bytes] = []
-        self.rows: list[FileRead] = []
-        self.base = 0
+P = TypeVar("P", bound=Part)
 
 
-class Batch(Generic[Item]):
+class Batch(Generic[P]):
     """Files to be read together; `first` is the caller's own number of the earliest of them."""
 
     def __init__(self, first: int) -> None:
         self.first = first
-        self.groups: list[Group[Item]] = []
+        self.parts: list[P] = []
         self.buffer = memoryview(b"")
-        self._source = -1
         self._files = self._bytes = 0
 
-    def add(self, fd: int, name: bytes, item: Item, size: int) -> None:
-        """Add a file of the directory `fd`, which may be closed after this."""
-        if fd != self._source:
-            self.groups.append(Group(os.dup(fd)))
-            self._source = fd
-        group = self.groups[-1]
-        group.items.append(item)
-        group.names.append(name)
-        self._files += 1
-        self._bytes += size + 1
+    def add(self, fd: int, part: P) -> None:
+        """Add a part of the directory `fd`, which may be closed after this."""
+        part.fd = os.dup(fd)
+        self.parts.append(part)
 
-    def leave(self) -> None:
-        """The directory is done with: its descriptor's number may come to mean another."""
-        self._source = -1
+    def count(self, files: int, size: int) -> None:
+        """Some part has so many more files, of `size` bytes in all."""
+        self._files += files
+        self._bytes += size + files
 
-    def takes(self, size: int) -> bool:
-        """Is there room for one more file of `size` bytes?"""
+    def takes(self, files: int, size: int) -> bool:
+        """Is there room for more files, of `size` bytes in all?"""
         return (
-            self._files < FILES
-            and len(self.groups) < DIRECTORIES
-            and self._bytes + size + 1 <= BUFFER
+            self._files + files <= FILES
+            and len(self.parts) < DIRECTORIES
+            and self._bytes + size + files <= BUFFER
         )
 
     def close(self) -> None:
         """Let go of the directories."""
-        for group in self.groups:
-            os.close(group.fd)
-        self.groups = []
+        for part in self.parts:
+            os.close(part.fd)
+        self.parts = []
 
 
-class ReadAhead(Generic[Item]):
+class ReadAhead(Generic[P]):
     """One thread that reads batches in the order in which they are put."""
 
-    def __init__(self, read: Read) -> None:
-        self._read = read
+    def __init__(self) -> None:
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="read")
-        self._under_way: deque[tuple[Batch[Item], Future[None]]] = deque()
+        self._under_way: deque[tuple[Batch[P], Future[None]]] = deque()
         self._buffers = [memoryview(bytearray(BUFFER + 1)) for _ in range(DEPTH + 1)]
 
     def __len__(self) -> int:
@@ -100,19 +86,19 @@ class ReadAhead(Generic[Item]):
         """Must one be taken before the next is put?"""
         return len(self._under_way) >= DEPTH
 
-    def put(self, batch: Batch[Item]) -> None:
+    def put(self, batch: Batch[P]) -> None:
         """Begin to read a batch."""
         batch.buffer = self._buffers.pop()
         self._under_way.append((batch, self._pool.submit(self._fill, batch)))
 
-    def take(self) -> Batch[Item]:
+    def take(self) -> Batch[P]:
         """Wait for the earliest batch; give it back with `done`."""
         batch, reading = self._under_way[0]
         reading.result()
         self._under_way.popleft()
         return batch
 
-    def done(self, batch: Batch[Item]) -> None:
+    def done(self, batch: Batch[P]) -> None:
         """The batch's bytes were used: its buffer is free."""
         batch.close()
         self._buffers.append(batch.buffer)
@@ -124,13 +110,10 @@ class ReadAhead(Generic[Item]):
             batch.close()
         self._under_way.clear()
 
-    def _fill(self, batch: Batch[Item]) -> None:
-        used = 0
-        for group in batch.groups:
-            group.base = used
-            group.rows = self._read(group.fd, group.names, batch.buffer[used:])
-            if group.rows:
-                _, offset, length, *_ = group.rows[-1]
-                used += offset + length
-            if len(group.rows) < len(group.names):
-                break  # a file grew; the caller reads the rest
+    def _fill(self, batch: Batch[P]) -> None:
+        room = batch.buffer
+        for part in batch.parts:
+            used = part.read(room)
+            if used < 0:
+                break  # the caller reads the rest
+            room = room[used:]

@@ -25,9 +25,10 @@ import os
 import stat as modes
 import struct
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import accumulate
+from itertools import accumulate, pairwise
+from operator import sub
 
 from blake3 import blake3
 
@@ -99,12 +100,15 @@ class Span:
         before = self.position - self._start
         return Span(self._block, self._start, min(self._stop, self._start + count), before)
 
-    def records(self) -> Iterator[tuple[bytes, bytes]]:
-        """Yield (path, record) in order."""
-        payload, paths = self._block.payload, self._block.paths
-        ends = self._block.record_at
-        for at in range(self._start, self._stop):
-            yield paths[at], payload[ends[at] : ends[at + 1]]
+    @property
+    def paths(self) -> list[bytes]:
+        """The paths of all of them, in order."""
+        return self._block.paths[self._start : self._stop]
+
+    def records(self) -> list[bytes]:
+        """Return the record of each path."""
+        payload, ends = self._block.payload, self._block.record_at[self._start : self._stop + 1]
+        return [payload[at:end] for at, end in pairwise(ends)]
 
     def singly(self) -> list[tuple[bytes, Kept]]:
         """Return what `LastRun.find` would have found for each."""
@@ -115,7 +119,7 @@ class Span:
         """Return them as columns, to be written down again."""
         block, start, stop = self._block, self._start, self._stop
         lengths = [
-            [ends[at + 1] - ends[at] for at in range(start, stop)]
+            list(map(sub, ends[start + 1 : stop + 1], ends[start:stop]))
             for ends in (block.path_at, block.record_at, block.ids_at)
         ]
         blobs = [
@@ -213,6 +217,13 @@ class LastRun:
             return None
         self._at += 1
         return self._block.kept(self._at - 1)
+
+    def knows_nothing_of(self, first: bytes, final: bytes) -> bool:
+        """Is there no entry from `first` to `final`? Paths as for `find`."""
+        if self._seek(first):
+            return False
+        paths = self._block.paths
+        return self._at >= len(paths) or paths[self._at] > final
 
     def span(self, paths: list[bytes], keys: bytes) -> Span | None:
         """Return the longest front of `paths` that is as it was and lies in one block.
@@ -345,6 +356,22 @@ class ThisRun:
         if len(self._lengths[0]) >= BLOCK_ENTRIES or self._ids_size >= BLOCK_IDS:
             self._flush()
 
+    def add_columns(
+        self, paths: list[bytes], keys: bytes, records: list[bytes], ids: list[bytes]
+    ) -> None:
+        """Keep neighbours."""
+        self._settle_rows()
+        self._keys.append(keys)
+        self._add_blobs((paths, records, ids))
+        self._ids_size += sum(map(len, ids))
+        if len(self._lengths[0]) >= BLOCK_ENTRIES or self._ids_size >= BLOCK_IDS:
+            self._flush()
+
+    def _add_blobs(self, columns: tuple[Sequence[bytes], ...]) -> None:
+        for number, column in enumerate(columns):
+            self._lengths[number].extend(map(len, column))
+            self._blobs[number].extend(column)
+
     def _settle_rows(self) -> None:
         """Turn the rows that were added one by one into columns."""
         if not self._rows:
@@ -352,9 +379,7 @@ class ThisRun:
         paths, keys, records, ids = zip(*self._rows, strict=True)
         self._rows = []
         self._keys += keys
-        for number, column in enumerate((paths, records, ids)):
-            self._lengths[number].extend(map(len, column))
-            self._blobs[number].extend(column)
+        self._add_blobs((paths, records, ids))
 
     def finish(self, *, files: int, size: int) -> None:
         """Complete the new cache, beside the old one."""

@@ -1,8 +1,8 @@
 """One run of taking files: from runs of names to entries in the tree, in order.
 
 Names come in slices. In each slice what is unchanged is recognised, small files are
-read ahead in batches, large ones are streamed, everything else is looked at in place.
-Entries wait until their contents have ids, and leave in path order.
+read ahead in batches (new ones as blocks), large ones are streamed, everything else is
+looked at in place. Entries wait until their contents have ids, and leave in path order.
 
 A file is read between two looks at its facts. Where they differ it is read once more;
 where they differ again, what was read last is taken and told of.
@@ -13,15 +13,16 @@ from __future__ import annotations
 import errno
 import os
 import stat as modes
-import struct
 from collections.abc import Sequence
 
+from strongroom.files import ahead
 from strongroom.files.ahead import Batch, ReadAhead
 from strongroom.files.change_cache import Kept, LastRun, Span, ThisRun
 from strongroom.files.reading import SMALL_FILE, NotRegularError, read_stream
+from strongroom.files.small import BLOCK_MIN, Block, Pending, Singles, read_small, sizes_of
 from strongroom.files.walk import Run, open_below, reason
-from strongroom.format.content import whole
-from strongroom.format.tree import MAX_PATH, Entry, Kind, encode_plain_file
+from strongroom.format.content import WHOLE, whole
+from strongroom.format.tree import MAX_PATH, Entry, Kind, encode_plain_file, encode_xattrs
 from strongroom.kernel import (
     EXTRA_SIZE,
     KEY,
@@ -33,7 +34,8 @@ from strongroom.kernel import (
     Pairs,
     pack_stat,
     pack_xattrs,
-    read_files,
+    plain_records,
+    plain_run,
     unpack_xattrs,
 )
 from strongroom.progress import Progress
@@ -42,6 +44,8 @@ from strongroom.repository.ports import Problem, Session
 BUFFER = 4 * 1024 * 1024
 SLICE = 2048
 WAITING = 8 * SLICE  # so many entries may wait behind files that are being read
+SINGLY = 16  # so many blocks are not made after one that was odd for the most part
+_LONGEST_NAME = 1024
 
 _REGULAR = modes.S_IFREG >> 12
 _SYMLINK = modes.S_IFLNK >> 12
@@ -54,35 +58,9 @@ _KINDS = {
     modes.S_IFBLK >> 12: Kind.BLOCK,
     modes.S_IFSOCK >> 12: Kind.SOCKET,
 }
-_SIZES = struct.Struct("<32xQ16x")  # the size in a KEY
 _DEVICES = (Kind.CHARACTER, Kind.BLOCK)
 _ONE_LINK = b"\x01\x00\x00\x00"
 _CHANGED = "it changed while it was read, twice; what was read last is kept"
-
-
-class Pending:
-    """A path that will be an entry once its content is stored; `gone` if it will not be."""
-
-    __slots__ = (
-        "content",
-        "gone",
-        "ids",
-        "name",
-        "packed",
-        "path",
-        "size",
-        "steady",
-        "streamed",
-        "target",
-        "xattrs",
-    )
-
-    def __init__(self, path: bytes, name: bytes, packed: bytes) -> None:
-        self.path, self.name, self.packed = path, name, packed
-        self.content = self.ids = self.target = self.xattrs = b""
-        self.size = 0
-        self.steady = True
-        self.gone = self.streamed = False
 
 
 class _Link:
@@ -102,16 +80,15 @@ class _Unchanged:
     def __init__(self, span: Span, kinds: bytes, keys: bytes) -> None:
         self.span = span
         self.files = kinds.count(_REGULAR)
-        sizes = _SIZES.iter_unpack(keys)
-        self.size: int
-        if self.files == len(kinds):
-            self.size = sum([size for (size,) in sizes])
-        else:
+        sizes = sizes_of(keys)
+        if self.files < len(kinds):
             pairs = zip(sizes, kinds, strict=True)
-            self.size = sum(size for (size,), kind in pairs if kind == _REGULAR)
+            sizes = [size for size, kind in pairs if kind == _REGULAR]
+        self.size = sum(sizes)
 
 
-_Item = _Unchanged | tuple[bytes, Kept, int] | Pending | _Link
+_Item = _Unchanged | tuple[bytes, Kept, int] | Pending | Block | _Link
+_Part = Singles | Block
 
 
 def _linked_key(packed: bytes) -> bytes:
@@ -147,13 +124,15 @@ class Taking:
         self._before = trusted_before
         self._still = last.entries > 0  # so far, everything is as the last run left it, in order
         self._items: list[_Item] = []
-        self._waiting = 0  # entries in spans among the items
+        self._waiting = 0  # entries in spans and blocks among the items
         self._links: dict[bytes, bytes] = {}
         self._moved: dict[bytes, bytes] = {}  # first name that could not be read → the next one
         self._lost: set[bytes] = set()
         self._emitted = 0
-        self._ahead: ReadAhead[Pending] = ReadAhead(_read_small)
-        self._batch: Batch[Pending] | None = None
+        self._ahead: ReadAhead[_Part] = ReadAhead()
+        self._batch: Batch[_Part] | None = None
+        self._usual = b""  # the packed attributes that plain files seem to have
+        self._singly = 0
         self._buffer = memoryview(bytearray(BUFFER))
         self._used = 0
         self._small: list[Pending] = []
@@ -201,15 +180,43 @@ class Taking:
     # -- recognising -----------------------------------------------------------------------
 
     def _slice(self, run: Run, start: int, stop: int) -> None:
-        prefix, keys = run.prefix, run.keys
-        paths = [prefix + name for name in run.names[start:stop]]
-        start = self._spans(run, paths, start, stop)
+        paths = [run.prefix + name for name in run.names[start:stop]]
+        at = self._spans(run, paths, start, stop)
+        paths = paths[at - start :]
+        if not paths:
+            return
+        if self._last.knows_nothing_of(paths[0], paths[-1]):
+            self._take_new(run, paths, at)
+        else:
+            self._take_singly(run, paths, at)
+
+    def _take_new(self, run: Run, paths: list[bytes], start: int) -> None:
+        """Take names that the last run did not have, from number `start`: in blocks if they can."""
+        stop = start + len(paths)
+        done = at = start
+        while at < stop:
+            most = min(stop, at + ahead.FILES)
+            end, size, newest = plain_run(run.keys, at, most, SMALL_FILE, ahead.BUFFER - most + at)
+            if end - at >= BLOCK_MIN and self._blocks_pay(run):
+                self._take_singly(run, paths[done - start : at - start], done)
+                keys = run.keys[at * KEY_SIZE : end * KEY_SIZE]
+                inside = paths[at - start : end - start]
+                block = Block(run.names[at:end], inside, keys, newest, self._usual)
+                self._read_block(run.fd, block, size)
+                done = end
+            at = max(end, at + 1)
+        self._take_singly(run, paths[done - start :], done)
+
+    def _blocks_pay(self, run: Run) -> bool:
+        self._singly = max(0, self._singly - 1)
+        return not self._singly and len(run.prefix) + _LONGEST_NAME <= MAX_PATH
+
+    def _take_singly(self, run: Run, paths: list[bytes], start: int) -> None:
         find, append = self._last.find, self._items.append
         small: list[Pending] = []
-        for number in range(start, stop):
-            path = paths[number - stop]
+        for number, path in enumerate(paths, start):
             kept = find(path)
-            key = keys[number * KEY_SIZE : (number + 1) * KEY_SIZE]
+            key = run.keys[number * KEY_SIZE : (number + 1) * KEY_SIZE]
             if kept is not None and kept[0] == key:
                 append((path, kept, self._last.position))
             else:
@@ -285,18 +292,33 @@ class Taking:
     # -- reading ---------------------------------------------------------------------------
 
     def _read_later(self, fd: int, small: Sequence[Pending]) -> None:
-        """Put small files of a directory, the last of the items, on the way to be read."""
-        earliest = self._emitted + len(self._items) - SLICE
+        """Put small files of a directory, among the last items, on the way to be read."""
+        part: Singles | None = None
         for pending in small:
-            batch = self._batch
-            if batch is not None and not batch.takes(pending.size):
-                self._send()
-                batch = None
-            if batch is None:
-                batch = self._batch = Batch(max(self._emitted, earliest))
-            batch.add(fd, pending.name, pending, pending.size)
-        if self._batch is not None:
-            self._batch.leave()
+            batch = self._batch_for(1, pending.size)
+            if part is None or batch.parts[-1:] != [part]:
+                part = Singles()
+                batch.add(fd, part)
+            part.items.append(pending)
+            batch.count(1, pending.size)
+
+    def _read_block(self, fd: int, block: Block, size: int) -> None:
+        """Make a block the last of the items, and put it on the way to be read."""
+        self._items.append(block)
+        self._waiting += len(block)
+        batch = self._batch_for(len(block), size)
+        batch.add(fd, block)
+        batch.count(len(block), size)
+
+    def _batch_for(self, files: int, size: int) -> Batch[_Part]:
+        batch = self._batch
+        if batch is not None and not batch.takes(files, size):
+            self._send()
+            batch = None
+        if batch is None:
+            earliest = self._emitted + len(self._items) - SLICE
+            batch = self._batch = Batch(max(self._emitted, earliest))
+        return batch
 
     def _send(self) -> None:
         if self._batch is None:
@@ -315,15 +337,53 @@ class Taking:
         """Take what the earliest batch read, and read by ourselves what it could not."""
         batch = self._ahead.take()
         self._store()
-        for group in batch.groups:
-            again = []
-            for pending, row in zip(group.items, group.rows, strict=False):
-                if not self._took(group.fd, pending, row, batch.buffer[group.base :]):
-                    again.append(pending)
-            self._read(group.fd, group.items[len(group.rows) :])
-            self._read(group.fd, again, last_time=True)
+        for part in batch.parts:
+            if type(part) is Block:
+                self._land_block(part)
+            elif type(part) is Singles:
+                self._took_all(part.fd, part.items, part.rows, part.view)
         self._store()
         self._ahead.done(batch)
+
+    def _took_all(
+        self, fd: int, items: Sequence[Pending], rows: Sequence[FileRead], view: memoryview
+    ) -> None:
+        again = [
+            pending
+            for pending, row in zip(items, rows, strict=False)
+            if not self._took(fd, pending, row, view)
+        ]
+        self._read(fd, items[len(rows) :])
+        self._read(fd, again, last_time=True)
+
+    def _land_block(self, block: Block) -> None:
+        self._store()
+        sizes = sizes_of(block.keys)
+        for start, stop, begin in block.runs():
+            lengths = sizes[start:stop]
+            run = block.view[begin : begin + sum(lengths)]
+            if 0 not in lengths:
+                block.ids += self._lane.put_run(run, lengths) if lengths else []
+            else:
+                ids = iter(self._lane.put_run(run, [size for size in lengths if size]))
+                block.ids += [next(ids) if size else b"" for size in lengths]
+            if stop < len(block):
+                block.ids.append(b"")  # of the odd one
+        if block.odd:
+            self._land_odd(block, sizes)
+
+    def _land_odd(self, block: Block, sizes: Sequence[int]) -> None:
+        """Take with care what fell out of a block, and learn what is usual here."""
+        for number, begin, row in block.odd:
+            pending = block.single(number)
+            pending.size = sizes[number]
+            block.pending.append(pending)
+            rows = [] if row is None else [row]
+            self._took_all(block.fd, [pending], rows, block.view[begin:])
+            if pending.steady and not pending.gone and not unpack_xattrs(pending.xattrs)[1]:
+                self._usual = pending.xattrs
+        if 2 * len(block.odd) > len(block):
+            self._singly = SINGLY
 
     def _read(self, fd: int, todo: Sequence[Pending], *, last_time: bool = False) -> None:
         again: list[Pending] = []
@@ -331,7 +391,7 @@ class Taking:
             if BUFFER - self._used <= SMALL_FILE:
                 self._store()
             view = self._buffer[self._used :]
-            rows = _read_small(fd, [pending.name for pending in todo], view)
+            rows = read_small(fd, [pending.name for pending in todo], view)
             for pending, row in zip(todo, rows, strict=False):
                 if not self._took(fd, pending, row, view, last_time=last_time):
                     again.append(pending)
@@ -428,14 +488,7 @@ class Taking:
 
     def _missing(self, items: Sequence[_Item]) -> set[bytes]:
         """The unchanged paths of which the repository has not every chunk any more."""
-        ids = []
-        for item in items:
-            if type(item) is _Unchanged:
-                ids.append(item.span.ids)
-            elif type(item) is tuple:
-                ids.append(item[1][2])
-        joined = b"".join(ids)
-        if not joined or self._session.reuse([joined])[0]:
+        if self._all_here(items):
             return set()
         kept = []
         for item in items:
@@ -445,6 +498,17 @@ class Taking:
                 kept.append(item[:2])
         answers = self._session.reuse([ids for _, (_, _, ids) in kept])
         return {path for (path, _), good in zip(kept, answers, strict=True) if not good}
+
+    def _all_here(self, items: Sequence[_Item]) -> bool:
+        """Has the repository every chunk of what is unchanged? If so, they are relied on."""
+        ids = []
+        for item in items:
+            if type(item) is _Unchanged:
+                ids.append(item.span.ids)
+            elif type(item) is tuple:
+                ids.append(item[1][2])
+        joined = b"".join(ids)
+        return not joined or self._session.reuse([joined])[0]
 
     def _settled(self) -> int:
         """How many of the items stand before everything that is still to be read."""
@@ -466,7 +530,7 @@ class Taking:
         self._add(items)
 
     def _pass_over(self, items: Sequence[_Item]) -> bool:
-        """Count items that are all as they were, and none gone before them; False if one is not."""
+        """Count items that are all as they were and here, none gone before them; False if not so."""
         entries = self.entries
         for item in items:
             if type(item) is _Unchanged and item.span.position == entries:
@@ -475,21 +539,18 @@ class Taking:
                 entries += 1
             else:
                 return False
+        if not self._all_here(items):
+            return False
         self._waiting -= sum(len(item.span) for item in items if type(item) is _Unchanged)
         self.entries = entries
         return True
 
     def _adopt(self) -> bool:
-        """Rely on everything that the last run relied on, its tree included."""
-        last = self._last.again()
-        try:
-            mark = last.tree()
-            if not mark or not all(self._session.reuse([span.ids])[0] for span in last.spans()):
-                return False
-            if not self._session.tree.adopt(mark):
-                return False
-        finally:
-            last.close()
+        """Take the tree of the last run, all of whose entries were passed over."""
+        last = self._last
+        mark = last.tree()
+        if not mark or not self._session.tree.adopt(mark):
+            return False
         self.files, self.size, self.unchanged = last.files, last.size, self.entries
         self._progress.advance(size=self.size, files=self.files)
         return True
@@ -522,6 +583,9 @@ class Taking:
                 self._waiting -= len(item.span)
             elif type(item) is tuple:
                 moved += self._emit_kept(item[0], item[1], missing)
+            elif type(item) is Block:
+                moved += self._emit_block(item)
+                self._waiting -= len(item)
             elif type(item) is _Link:
                 self._emit_link(item)
         self._progress.advance(size=moved, files=self.files - files)
@@ -529,9 +593,7 @@ class Taking:
     def _emit_unchanged(self, item: _Unchanged, missing: set[bytes]) -> int:
         if missing:
             return sum(self._emit_kept(path, kept, missing) for path, kept in item.span.singly())
-        add_record = self._session.tree.add_record
-        for path, record in item.span.records():
-            add_record(path, record)
+        self._session.tree.add_records(item.span.paths, item.span.records())
         self._new.add_span(item.span)
         self.entries += len(item.span)
         self.unchanged += len(item.span)
@@ -559,6 +621,34 @@ class Taking:
         pending = self._alone(path)
         if pending is not None:
             self._emit_pending(pending)
+
+    def _emit_block(self, block: Block) -> int:
+        tail = encode_xattrs(unpack_xattrs(block.xattrs)[0]) if block.xattrs else b""
+        moved = 0
+        for number, (start, stop, _) in enumerate(block.runs()):
+            if stop > start:
+                moved += self._emit_even(block, start, stop, tail)
+            if stop < len(block):
+                moved += self._emit_pending(block.pending[number])
+        return moved
+
+    def _emit_even(self, block: Block, start: int, stop: int, tail: bytes) -> int:
+        """Add [start, stop) of a block, which are as they were scanned."""
+        paths, keys, ids = block.paths[start:stop], block.key_of(start, stop), block.ids[start:stop]
+        records = plain_records(keys, WHOLE, ids, tail)
+        self._session.tree.add_records(paths, records)
+        if block.newest < self._before:
+            self._new.add_columns(paths, keys, records, ids)
+        else:
+            for number, (*_, mtime, ctime) in enumerate(KEY.iter_unpack(keys)):
+                if mtime < self._before and ctime < self._before:
+                    key = block.key_of(start + number, start + number + 1)
+                    self._new.add(paths[number], key, records[number], ids[number])
+        size = sum(sizes_of(keys))
+        self.entries += len(paths)
+        self.files += len(paths)
+        self.size += size
+        return size
 
     def _emit_pending(self, pending: Pending) -> int:
         """Add an entry, if it is not gone; return the bytes that progress has not heard of yet."""
@@ -611,7 +701,3 @@ class Taking:
             Entry(link.path, Kind.HARDLINK, mode & 0o7777, uid, gid, mtime, target=first)
         )
         self.entries += 1
-
-
-def _read_small(fd: int, names: list[bytes], view: memoryview) -> list[FileRead]:
-    return read_files(fd, names, view, SMALL_FILE)

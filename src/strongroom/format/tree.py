@@ -15,10 +15,12 @@ so that the same neighbours give the same page whatever else changed.
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import Any
+
+from strongroom import kernel
 
 _HEAD = struct.Struct("<BBHIIqQI")
 _STEP = struct.Struct("<HHI")
@@ -94,10 +96,7 @@ def encode_record(entry: Entry) -> bytes:
         tail += _U64.pack(entry.rdev)
     if entry.xattrs:
         flags |= _XATTRS
-        tail += _U16.pack(len(entry.xattrs)) + b"".join(
-            _U16.pack(len(name)) + name + _U32.pack(len(value)) + value
-            for name, value in entry.xattrs
-        )
+        tail += encode_xattrs(entry.xattrs)
     head = _HEAD.pack(
         entry.kind,
         flags,
@@ -109,6 +108,13 @@ def encode_record(entry: Entry) -> bytes:
         len(entry.content),
     )
     return head + entry.content + tail
+
+
+def encode_xattrs(pairs: Sequence[tuple[bytes, bytes]]) -> bytes:
+    """Encode attributes as they stand at the end of a record."""
+    return _U16.pack(len(pairs)) + b"".join(
+        _U16.pack(len(name)) + name + _U32.pack(len(value)) + value for name, value in pairs
+    )
 
 
 def encode_plain_file(
@@ -159,22 +165,9 @@ def _take_xattrs(record: bytes, at: int) -> tuple[tuple[tuple[bytes, bytes], ...
     return tuple(pairs), at
 
 
-def encode_page(entries: Iterable[tuple[bytes, bytes]]) -> bytes:
-    """Encode (path, record) pairs, ascending, as one page."""
-    parts: list[bytes] = []
-    previous = b""
-    for path, record in entries:
-        shared = _shared(previous, path)
-        rest = path[shared:]
-        parts += (_STEP.pack(shared, len(rest), len(record)), rest, record)
-        previous = path
-    return b"".join(parts)
-
-
-def _shared(previous: bytes, path: bytes) -> int:
-    """Length of the folder that both stand in: cheap to find, and the compressor does the rest."""
-    folder = path.rfind(b"/") + 1
-    return folder if previous[:folder] == path[:folder] else 0
+def encode_page(paths: list[bytes], records: list[bytes]) -> bytes:
+    """Encode entries, ascending, as one page."""
+    return kernel.encode_page(paths, records)
 
 
 def decode_page(page: bytes | memoryview) -> Iterator[tuple[bytes, bytes]]:

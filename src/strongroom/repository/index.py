@@ -128,6 +128,17 @@ class IdSet:
             return False
         return self._recent.setdefault(chunk_id, owner) is owner
 
+    def claim_all(self, ids: Sequence[bytes], owner: object) -> bool:
+        """Claim all of the ids at one stroke if all are new; False, and none claimed, otherwise.
+
+        Two that race may both be told True, which stores a chunk twice and harms nothing.
+        """
+        recent = self._recent
+        if self._settling or not recent.keys().isdisjoint(ids) or len(set(ids)) < len(ids):
+            return False
+        recent.update(dict.fromkeys(ids, owner))
+        return True
+
     def settle(self) -> None:
         """Move recent ids into a sorted run when there are many."""
         if len(self._recent) < self.RECENT or not self._lock.acquire(blocking=False):

@@ -67,6 +67,9 @@ class Lane(Protocol):
         `format.content.whole(id)` makes the `Entry.content`. Buffers may be reused on return.
         """
 
+    def put_run(self, run: memoryview, lengths: Sequence[int]) -> list[bytes]:
+        """Store what `put_small` would of chunks that lie back to back in `run`, of these lengths."""
+
     def content(self) -> ContentWriter:
         """Begin a stream, cut by the session's content-defined chunker."""
 
@@ -79,6 +82,9 @@ class Tree(Protocol):
 
     def add_record(self, path: bytes, record: bytes) -> None:
         """Add an entry that `add` returned before, without encoding it again."""
+
+    def add_records(self, paths: list[bytes], records: list[bytes]) -> None:
+        """Add neighbours, one record for each path."""
 
     def mark(self) -> bytes:
         """After the commit: a mark of the whole tree, for `adopt` in a later run."""

@@ -16,8 +16,11 @@ import contextlib
 import itertools
 import struct
 import threading
+from bisect import bisect_right
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
+from itertools import accumulate, pairwise
+from operator import lt
 
 import numpy as np
 import numpy.typing as npt
@@ -54,6 +57,7 @@ _EXTENTS_MIN, _EXTENTS_MAX, _EXTENTS_MASK = 64, 1024, 0xFF
 _PAGE_MIN, _PAGE_MAX, _PAGE_BYTES = 192, 1024, 256 * 1024
 _MARK = struct.Struct("<32sIQ")
 _PAGE_THRESHOLD = (1 << 32) // 64
+_PAGE_TOP = _PAGE_THRESHOLD >> 24
 
 
 class WriteSession:
@@ -143,6 +147,8 @@ class WriteSession:
 
     def known(self, ids: bytes) -> npt.NDArray[np.bool_]:
         """For each id: need it not be stored? Records the reliance on what is found."""
+        if not len(self._index.chunks):
+            return self._fresh.known(ids)
         rows = self._index.find(ids)
         usable = self._index.usable(rows)
         self._rely(rows[usable])
@@ -151,6 +157,10 @@ class WriteSession:
     def claim(self, chunk_id: bytes, owner: object) -> bool:
         """True for the one lane that is to store this chunk."""
         return self._fresh.claim(chunk_id, owner)
+
+    def claim_all(self, ids: Sequence[bytes], owner: object) -> bool:
+        """True if all of these chunks were new, and are to be stored by the caller."""
+        return self._fresh.claim_all(ids, owner)
 
     def submit(self, tree: bool, plain: bytes, ids: bytes, lengths: Sequence[int]) -> None:
         """Hand a full frame on."""
@@ -341,6 +351,21 @@ class WriteLane:
         filler.keep()
         return ids
 
+    def put_run(self, run: memoryview, lengths: Sequence[int]) -> list[bytes]:
+        """Store chunks that lie back to back in `run`, as `put_small` would; return the ids."""
+        key, ends = self._session.key(b"data"), [*accumulate(lengths, initial=0)]
+        ids = [blake3(run[at:end], key=key).digest() for at, end in pairwise(ends)]
+        known = self._session.known(b"".join(ids))
+        if not known.any() and self._session.claim_all(ids, object()):
+            self._data.add_run(ids, run, lengths, ends)
+        else:
+            claim = self._session.claim
+            for number, here in enumerate(known.tolist()):
+                if not here and claim(ids[number], object()):
+                    self._data.add(ids[number], run[ends[number] : ends[number + 1]])
+        self._data.keep()
+        return ids
+
     def content(self) -> WriteContent:
         """Begin a stream."""
         window, self._window = self._window, None
@@ -376,6 +401,23 @@ class _FrameFiller:
         self._ids.append(chunk_id)
         self._lengths.append(size)
         self._size += size
+
+    def add_run(
+        self, ids: list[bytes], run: memoryview, lengths: Sequence[int], ends: list[int]
+    ) -> None:
+        """Add what `add` would one by one; chunk i is run[ends[i] : ends[i + 1]]."""
+        at, count = 0, len(ids)
+        while at < count:
+            stop = bisect_right(ends, ends[at] + FRAME_SIZE - self._size) - 1
+            if stop <= at and self._size:
+                self.close()
+                continue
+            stop = min(max(stop, at + 1), count)
+            self._pieces.append(run[ends[at] : ends[stop]])
+            self._ids += ids[at:stop]
+            self._lengths += lengths[at:stop]
+            self._size += ends[stop] - ends[at]
+            at = stop
 
     def keep(self) -> None:
         """Copy what is still a view: its buffer is about to be used again."""
@@ -508,7 +550,8 @@ class TreeWriter:
         self._root: Root | None = None
         self._ids: list[bytes] = []
         self._last: bytes | None = None
-        self._page: list[tuple[bytes, bytes]] = []
+        self._paths: list[bytes] = []  # of the page being filled
+        self._records: list[bytes] = []
         self._bytes = 0
         self._rows: list[tuple[bytes, int, bytes]] = []
         self.entries = 0
@@ -524,19 +567,56 @@ class TreeWriter:
         if self._last is not None and path <= self._last:
             raise ValueError(f"tree entries out of order: {path!r} after {self._last!r}")
         self._last = path
-        page = self._page
-        page.append((path, record))
+        self._paths.append(path)
+        self._records.append(record)
         self._bytes += len(path) + len(record)
-        size = len(page)
+        size = len(self._paths)
         # Long paths and attributes must not make a page longer than a frame may be.
         full = size >= _PAGE_MAX or self._bytes >= _PAGE_BYTES
         if full or (size >= _PAGE_MIN and self._ends_page(path)):
             self._close_page()
 
+    def add_records(self, paths: list[bytes], records: list[bytes]) -> None:
+        """Add neighbours; only where a page may end is there something to be looked at for each."""
+        at = 0
+        while at < len(paths):
+            stop, ends = self._front(paths, at)
+            if not self._extend(paths[at:stop], records[at:stop]):
+                self.add_record(paths[at], records[at])
+                at += 1
+                continue
+            at = stop
+            if ends:
+                self._close_page()
+
+    def _front(self, paths: list[bytes], at: int) -> tuple[int, bool]:
+        """Where the page stops if it goes on with paths[at:], by number alone; does it end there?"""
+        held, count, ends_page = len(self._paths) - at, len(paths), self._ends_page
+        free = _PAGE_MIN - 1 - held
+        if free > at:
+            return min(count, free), False
+        last = min(count, _PAGE_MAX - held)
+        for number in range(at, last):
+            if ends_page(paths[number]):
+                return number + 1, True
+        return last, last + held >= _PAGE_MAX
+
+    def _extend(self, paths: list[bytes], records: list[bytes]) -> bool:
+        """Add entries that the page has room for; False, and none added, if a look at each is due."""
+        size = sum(map(len, paths)) + sum(map(len, records))
+        first = self._last is None or self._last < paths[0]
+        if self._bytes + size >= _PAGE_BYTES or not first or not all(map(lt, paths, paths[1:])):
+            return False
+        self._last = paths[-1]
+        self._paths += paths
+        self._records += records
+        self._bytes += size
+        return True
+
     def finish(self) -> Root:
         """Store what is left, and the index pages above it; return the root."""
         if self._root is None:
-            if self._page or not self._rows:
+            if self._paths or not self._rows:
                 self._close_page()
             rows, levels = self._rows, 0
             while len(rows) > 1:
@@ -562,15 +642,16 @@ class TreeWriter:
         return True
 
     def _ends_page(self, path: bytes) -> bool:
-        digest = blake3(path, key=self._page_key).digest(4)
-        return int.from_bytes(digest, "little") < _PAGE_THRESHOLD
+        # The last byte alone tells whether the little-endian u32 is below _PAGE_THRESHOLD, 2**26.
+        return blake3(path, key=self._page_key).digest(4)[3] < _PAGE_TOP
 
     def _close_page(self) -> None:
-        page, self._page, self._bytes = self._page, [], 0
-        (page_id,) = self._lane.put_chunks(b"tree", [trees.encode_page(page)])
+        paths, page = self._paths, trees.encode_page(self._paths, self._records)
+        self._paths, self._records, self._bytes = [], [], 0
+        (page_id,) = self._lane.put_chunks(b"tree", [page])
         self._ids.append(page_id)
-        self._rows.append((page_id, len(page), page[0][0] if page else b""))
-        self.entries += len(page)
+        self._rows.append((page_id, len(paths), paths[0] if paths else b""))
+        self.entries += len(paths)
 
     def _index_level(
         self, rows: Sequence[tuple[bytes, int, bytes]]
