@@ -35,6 +35,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
     parser.add_argument("parts", nargs="*", choices=[[], *PARTS], default=[])
     parser.add_argument("--runs", type=int, default=3)
+    parser.add_argument(
+        "--scale", type=float, default=1.0, help="size of the logical part's database"
+    )
     parser.add_argument("--work", help="where data and repositories are made (12 GB)")
     chosen = parser.parse_args()
     work = chosen.work or tempfile.mkdtemp(prefix="strongroom-bench-")

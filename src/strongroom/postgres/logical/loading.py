@@ -139,7 +139,7 @@ def load(run: Run, entry: Entry) -> list[tuple[str, str]]:
         tables: list[tuple[str, str]] = []
         if run.selection is not None or entry.path != names.main_path(run.database):
             head, contents = _head(pieces)
-            pieces = _after(head, pieces)
+            pieces = _after(archive.freezing(head, contents, run.freezable), pieces)
             tables = [(e.namespace, e.tag) for e in contents.entries if e.kind == "TABLE DATA"]
         if run.selection is not None:
             ids = archive.data_for(contents, run.selection.relations)
