@@ -8,8 +8,10 @@ prints names in a form that hostile ones make ambiguous.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
+
+from strongroom import kernel
 
 MAGIC = b"PGDMP"
 OLDEST, NEWEST = (1, 12), (1, 16)
@@ -18,6 +20,9 @@ _RELATIONS = frozenset(
     ("TABLE", "VIEW", "MATERIALIZED VIEW", "FOREIGN TABLE", "SEQUENCE", "PARTITIONED TABLE")
 )
 _SEQUENCE = "SEQUENCE"
+_DATA = 1  # BLK_DATA: what follows are the rows of one table
+_DATA_HEAD = 6
+_BLOCK_SIZE = 128 * 1024
 _COPY_END = b" FROM stdin;\n"
 
 
@@ -48,12 +53,13 @@ class TocEntry:
 @dataclass(frozen=True, slots=True)
 class Contents:
     """What an archive says of itself. `entries` are in the archive's order; `int_size` is the
-    bytes of a number in it, without the byte for its sign."""
+    bytes of a number in it, without the byte for its sign; the data begins at `size`."""
 
     version: tuple[int, int]
     tool: str
     entries: tuple[TocEntry, ...]
     int_size: int = 4
+    size: int = 0
 
 
 class _Reader:
@@ -110,7 +116,7 @@ def read_contents(data: bytes) -> Contents:
     tool = reader.text() or ""
     count = reader.int()
     entries = tuple(_read_entry(reader, version, offset_size) for _ in range(count))
-    return Contents(version, tool, entries, reader.int_size)
+    return Contents(version, tool, entries, reader.int_size, reader.at)
 
 
 def _read_entry(reader: _Reader, version: tuple[int, int], offset_size: int) -> TocEntry:
@@ -162,6 +168,40 @@ def freezing(head: bytes, contents: Contents, tables: Collection[tuple[str, str]
         parts += (head[done : entry.copy_at], b"\0", size, copy)
         done = begin + length
     return b"".join((*parts, head[done:]))
+
+
+def joined(pieces: Iterable[memoryview | bytes]) -> Iterator[memoryview | bytes]:
+    """The data of an archive of tables, with rows in large blocks.
+
+    pg_dump makes a block of every row, and so pg_restore, its connection and the server each take
+    a step for every row. What is not the rows of a table, and all after it, stays as it is.
+    """
+    carry, rest, rows, known = b"", 0, False, True
+    for piece in pieces:
+        view = memoryview(b"".join((carry, piece)) if carry else piece)
+        carry = b""
+        while view:
+            if rest or not known:
+                part = view[: rest if known else None]
+                rest -= len(part) if known else 0
+            elif rows:
+                block, used, rest, ended = kernel.join_blocks(view, _BLOCK_SIZE)
+                if not used:
+                    carry = bytes(view)
+                    break
+                yield block
+                view, rows = view[used:], not ended
+                continue
+            elif len(view) < _DATA_HEAD:
+                carry = bytes(view)
+                break
+            else:
+                known = rows = view[0] == _DATA
+                part = view[: _DATA_HEAD if known else None]
+            yield part
+            view = view[len(part) :]
+    if carry:
+        yield carry
 
 
 def _quoted(name: str) -> bytes:
