@@ -39,12 +39,14 @@ def context(session: bytes, sequence: int) -> bytes:
 
 
 def _options(level: int) -> dict[int, int]:
-    """A window that spans the frame. At level 1, a larger table too: on JSON documents
-    it packs 1.6 % tighter at the same speed (measured over 36 MB in frames of 1 MiB)."""
+    """A window that spans the frame. At level 1, a match table of 8,192 places, which stays in the
+    processor's nearest cache: against 65,536 places rows of a dump pack 1.55 times as fast and
+    7 % larger to 7 % smaller, JSON documents 1.1 times as fast and 0.4 % larger (20 MB of each,
+    in frames of 1 MiB)."""
     parameters = zstd.CompressionParameter
     options: dict[int, int] = {parameters.compression_level: level, parameters.window_log: 20}
     if level == 1:
-        options[parameters.hash_log] = 16
+        options[parameters.hash_log] = 13
     return options
 
 
