@@ -1,6 +1,6 @@
 """One command, both sides in one run: `make bench`, or `python -m bench vault large`.
 
-    python -m bench [--runs 3] [--work DIR] [vault] [large] [scale] [logical]
+    python -m bench [--runs 3] [--scale 1] [--work DIR] [vault] [large] [scale] [logical]
 
 Prints a table; keeps it as JSON under bench/results/.
 """
@@ -17,6 +17,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 
 from bench.files import large, scale, vault
 from bench.logical import logical
@@ -44,9 +45,10 @@ def main() -> None:
     os.makedirs(work, exist_ok=True)
     print(_machine())
     rows: list[Row] = []
+    parts = {**PARTS, "logical": partial(logical, scale=chosen.scale)}
     try:
         for part in chosen.parts or PARTS:
-            for row in PARTS[part](os.path.realpath(work), chosen.runs):
+            for row in parts[part](os.path.realpath(work), chosen.runs):
                 rows.append(row)
                 print(_line(row), flush=True)
     finally:

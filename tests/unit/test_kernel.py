@@ -252,9 +252,7 @@ def blocks(contents: list[bytes]) -> bytes:
     return b"".join(struct.pack("<BI", 0, len(content)) + content for content in contents)
 
 
-@given(
-    st.lists(st.binary(max_size=40), max_size=12), st.integers(0, 60), st.integers(0, 500)
-)
+@given(st.lists(st.binary(max_size=40), max_size=12), st.integers(0, 60), st.integers(0, 500))
 def test_joined_blocks_agree_and_keep_the_content(contents, most, cut) -> None:
     data = blocks(contents)[:cut]
     out, used, rest, ended = kernel.join_blocks(data, most)
