@@ -1,6 +1,6 @@
 """One command, both sides in one run: `make bench`, or `python -m bench vault large`.
 
-    python -m bench [--runs 3] [--work DIR] [vault] [large] [scale] [logical]
+    python -m bench [--runs 3] [--scale 1] [--work DIR] [vault] [large] [scale] [logical]
 
 Prints a table; keeps it as JSON under bench/results/.
 """
@@ -17,6 +17,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 
 from bench.files import large, scale, vault
 from bench.logical import logical
@@ -35,15 +36,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
     parser.add_argument("parts", nargs="*", choices=[[], *PARTS], default=[])
     parser.add_argument("--runs", type=int, default=3)
+    parser.add_argument(
+        "--scale", type=float, default=1.0, help="size of the logical part's database"
+    )
     parser.add_argument("--work", help="where data and repositories are made (12 GB)")
     chosen = parser.parse_args()
     work = chosen.work or tempfile.mkdtemp(prefix="strongroom-bench-")
     os.makedirs(work, exist_ok=True)
     print(_machine())
     rows: list[Row] = []
+    parts = {**PARTS, "logical": partial(logical, scale=chosen.scale)}
     try:
         for part in chosen.parts or PARTS:
-            for row in PARTS[part](os.path.realpath(work), chosen.runs):
+            for row in parts[part](os.path.realpath(work), chosen.runs):
                 rows.append(row)
                 print(_line(row), flush=True)
     finally:

@@ -19,6 +19,7 @@ from blake3 import blake3
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from strongroom import kernel
+from strongroom.format.frame import options
 
 if sys.version_info >= (3, 14):
     from compression import zstd
@@ -50,7 +51,7 @@ def main(source: str, target: str) -> None:
 
 def _work(jobs: list[tuple[int, int]], turn: itertools.count[int], worker: int, path: str) -> None:
     cipher, key = AESGCM(bytes(32)), bytes(32)
-    compressor = zstd.ZstdCompressor(level=1)
+    compressor = zstd.ZstdCompressor(options=options(1, tight=False))
     plain, opened = bytearray(MIB), bytearray(2 * MIB)
     out = _Out(path)
     for number in turn:

@@ -188,6 +188,88 @@ static PyObject *candidates(PyObject *module, PyObject *args)
     return joined;
 }
 
+/* ---------------------------------------------------------------- archive blocks */
+
+#define BLOCK_HEAD 5 /* kernel.BLOCK_HEAD: a sign, and the length as u32 little endian */
+
+typedef struct {
+    size_t made, used, rest;
+    int ended;
+} joined;
+
+static uint8_t *block_head(uint8_t *to, size_t length)
+{
+    *to++ = 0;
+    for (int i = 0; i < 4; i++)
+        *to++ = (uint8_t)(length >> (8 * i));
+    return to;
+}
+
+/* `out` has room for as much as comes in. -1 when a length is negative. */
+static int join(const uint8_t *in, size_t size, size_t most, uint8_t *out, joined *result)
+{
+    uint8_t *to = out, *open = NULL; /* `open`: head of the block that is being filled */
+    size_t at = 0, filled = 0;
+    while (size - at >= BLOCK_HEAD && !result->ended && !result->rest) {
+        const uint8_t *b = in + at;
+        size_t length = b[1] | (size_t)b[2] << 8 | (size_t)b[3] << 16 | (size_t)b[4] << 24;
+        size_t here = size - at - BLOCK_HEAD;
+        if (b[0])
+            return -1;
+        if (here > length)
+            here = length;
+        if (!open || !length || here < length || filled + length > most) {
+            if (open)
+                block_head(open, filled);
+            open = here == length && length ? to : NULL;
+            to = block_head(to, length);
+            filled = 0;
+            result->ended = !length;
+            result->rest = length - here;
+        }
+        memcpy(to, b + BLOCK_HEAD, here);
+        to += here;
+        filled += here;
+        at += BLOCK_HEAD + here;
+    }
+    if (open)
+        block_head(open, filled);
+    result->made = (size_t)(to - out);
+    result->used = at;
+    return 0;
+}
+
+PyDoc_STRVAR(join_blocks_doc, "join_blocks(data, most) -> (joined, used, rest, ended)");
+
+static PyObject *join_blocks(PyObject *module, PyObject *args)
+{
+    Py_buffer view;
+    Py_ssize_t most;
+    (void)module;
+    if (!PyArg_ParseTuple(args, "y*n:join_blocks", &view, &most))
+        return NULL;
+    joined result = {0, 0, 0, 0};
+    int failed = most < 0 || most > INT32_MAX;
+    PyObject *out = PyBytes_FromStringAndSize(NULL, view.len);
+    if (out && !failed) {
+        uint8_t *room = (uint8_t *)PyBytes_AS_STRING(out);
+        Py_BEGIN_ALLOW_THREADS
+        failed = join(view.buf, (size_t)view.len, (size_t)most, room, &result);
+        Py_END_ALLOW_THREADS
+    }
+    PyBuffer_Release(&view);
+    if (!out || failed) {
+        Py_XDECREF(out);
+        if (failed)
+            PyErr_SetString(PyExc_ValueError, "no block has a negative length");
+        return NULL;
+    }
+    if (_PyBytes_Resize(&out, (Py_ssize_t)result.made) < 0)
+        return NULL;
+    return Py_BuildValue("(NnnN)", out, (Py_ssize_t)result.used, (Py_ssize_t)result.rest,
+                         PyBool_FromLong(result.ended));
+}
+
 /* ------------------------------------------------------------------- file facts */
 
 /* Layout of kernel.STAT: the first KEY_SIZE bytes are kernel.KEY. */
@@ -1115,6 +1197,7 @@ static PyObject *tune_allocator(PyObject *module, PyObject *unused)
 
 static PyMethodDef METHODS[] = {
     {"candidates", candidates, METH_VARARGS, candidates_doc},
+    {"join_blocks", join_blocks, METH_VARARGS, join_blocks_doc},
     {"scan_dir", scan_dir, METH_VARARGS, scan_dir_doc},
     {"read_files", read_files, METH_VARARGS, read_files_doc},
     {"plain_run", plain_run, METH_VARARGS, plain_run_doc},

@@ -97,6 +97,57 @@ def candidates_twin(data: Buffer, mask: int) -> bytes:
     return b"".join(part.tobytes() for part in found)
 
 
+# -------------------------------------------------------------------- archive blocks
+
+BLOCK_HEAD = 5
+_BLOCK = struct.Struct("<BI")
+
+
+def join_blocks(data: Buffer, most: int) -> tuple[bytes, int, int, bool]:
+    """Join the blocks of a pg_dump archive: fewer of them, the same content.
+
+    A block is a sign (0), its length as u32 little endian, and so many bytes; one of length 0 ends
+    a row of blocks. `data` begins with a block. Blocks that follow each other are made one as long
+    as that has at most `most` bytes of content. Returns what came of it; how much of `data` that
+    was (all, but for less than a block's head, or up to and with the end); how many bytes are
+    still to come of a last block that is not all there, which is not joined; and whether the end
+    was met. ValueError when a sign is not 0.
+    """
+    if _compiled is not None:
+        result: tuple[bytes, int, int, bool] = _compiled.join_blocks(data, most)
+        return result
+    return join_blocks_twin(data, most)
+
+
+def join_blocks_twin(data: Buffer, most: int) -> tuple[bytes, int, int, bool]:
+    """Specify `join_blocks`."""
+    view, at, rest, ended = memoryview(data), 0, 0, False
+    out: list[Buffer] = []
+    run: list[Buffer] = []
+    filled = 0
+    if not 0 <= most <= 0x7FFFFFFF:
+        raise ValueError("a block has a positive length of 31 bits")
+    while len(view) - at >= BLOCK_HEAD and not ended and not rest:
+        sign, length = _BLOCK.unpack_from(view, at)
+        if sign:
+            raise ValueError("no block has a negative length")
+        content = view[at + BLOCK_HEAD : at + BLOCK_HEAD + length]
+        at += BLOCK_HEAD + len(content)
+        rest, ended = length - len(content), not length
+        alone = bool(rest) or ended
+        if run and (alone or filled + length > most):
+            out += (_BLOCK.pack(0, filled), *run)
+            run, filled = [], 0
+        if alone:
+            out += (_BLOCK.pack(0, length), content)
+        else:
+            run.append(content)
+            filled += length
+    if run:
+        out += (_BLOCK.pack(0, filled), *run)
+    return b"".join(out), at, rest, ended
+
+
 # -------------------------------------------------------------------------- file facts
 
 

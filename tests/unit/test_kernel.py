@@ -420,3 +420,40 @@ def test_the_environment_forces_the_twins() -> None:
     )
     assert done.stdout.split()[0] == "False"
     assert done.stdout.split()[1] == str(kernel.tune_allocator())
+
+
+# -------------------------------------------------------------------- archive blocks
+
+
+def blocks(contents: list[bytes]) -> bytes:
+    return b"".join(struct.pack("<BI", 0, len(content)) + content for content in contents)
+
+
+@given(st.lists(st.binary(max_size=40), max_size=12), st.integers(0, 60), st.integers(0, 500))
+def test_joined_blocks_agree_and_keep_the_content(contents, most, cut) -> None:
+    data = blocks(contents)[:cut]
+    out, used, rest, ended = kernel.join_blocks(data, most)
+    assert (out, used, rest, ended) == kernel.join_blocks_twin(data, most)
+    assert ended or len(data) - used < kernel.BLOCK_HEAD
+    assert kernel.join_blocks(out, 0)[1:] == (len(out), rest, ended)
+
+    def payload(joined: bytes) -> bytes:
+        at, found = 0, b""
+        while len(joined) - at >= kernel.BLOCK_HEAD:
+            (length,) = struct.unpack_from("<xI", joined, at)
+            found += joined[at + 5 : at + 5 + length]
+            at += 5 + length
+        return found
+
+    assert payload(out) == payload(data[:used])
+
+
+@pytest.mark.parametrize("call", [kernel.join_blocks, kernel.join_blocks_twin])
+def test_blocks_are_joined_up_to_a_size_and_end_at_an_empty_one(call) -> None:
+    data = blocks([b"aa", b"bb", b"cc", b"", b"not a block"])
+    assert call(data, 4) == (blocks([b"aabb", b"cc", b""]), 26, 0, True)
+    assert call(data[:19], 9) == (blocks([b"aabb"]) + data[14:19], 19, 2, False)
+    assert call(data[:18], 9) == (blocks([b"aabb"]), 14, 0, False)
+    for wrong in ((b"\1\2\0\0\0aa", 9), (data, -1)):
+        with pytest.raises(ValueError, match="length"):
+            call(*wrong)

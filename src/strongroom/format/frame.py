@@ -38,17 +38,19 @@ def context(session: bytes, sequence: int) -> bytes:
     return b"frame" + session + sequence.to_bytes(8, "little")
 
 
-def _options(level: int, *, tight: bool) -> dict[int, int]:
-    """A window that spans the frame; at level 1 and `tight`, a larger table too.
+def options(level: int, *, tight: bool) -> dict[int, int]:
+    """A window that spans the frame; at level 1 also the size of the match table.
 
-    Over frames of 1 MiB of small JSON documents the larger table saves 1.6 % at little cost; over
-    database pages it saves 0.3 % and costs a sixth of the speed.
+    8,192 places stay in the processor's nearest cache: against 65,536 places rows of a dump pack
+    1.55 times as fast and 7 % larger to 7 % smaller, database pages a fifth faster and 0.3 %
+    larger. `tight`, for frames of many small files, takes the larger table: JSON documents gain
+    little speed from the smaller one (20 to 36 MB of each, in frames of 1 MiB).
     """
     parameters = zstd.CompressionParameter
-    options: dict[int, int] = {parameters.compression_level: level, parameters.window_log: 20}
-    if level == 1 and tight:
-        options[parameters.hash_log] = 16
-    return options
+    chosen: dict[int, int] = {parameters.compression_level: level, parameters.window_log: 20}
+    if level == 1:
+        chosen[parameters.hash_log] = 16 if tight else 13
+    return chosen
 
 
 class FrameSealer:
@@ -65,7 +67,7 @@ class FrameSealer:
         name = "tight" if tight else "plain"
         compressor = getattr(self._local, name, None)
         if compressor is None:
-            compressor = zstd.ZstdCompressor(options=_options(self._level, tight=tight))
+            compressor = zstd.ZstdCompressor(options=options(self._level, tight=tight))
             setattr(self._local, name, compressor)
         packed: bytes = compressor.compress(plain, mode=zstd.ZstdCompressor.FLUSH_FRAME)
         return packed

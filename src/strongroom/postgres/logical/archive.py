@@ -8,8 +8,10 @@ prints names in a form that hostile ones make ambiguous.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
+
+from strongroom import kernel
 
 MAGIC = b"PGDMP"
 OLDEST, NEWEST = (1, 12), (1, 16)
@@ -18,6 +20,10 @@ _RELATIONS = frozenset(
     ("TABLE", "VIEW", "MATERIALIZED VIEW", "FOREIGN TABLE", "SEQUENCE", "PARTITIONED TABLE")
 )
 _SEQUENCE = "SEQUENCE"
+_DATA = 1  # BLK_DATA: what follows are the rows of one table
+_DATA_HEAD = 6
+_BLOCK_SIZE = 128 * 1024
+_COPY_END = b" FROM stdin;\n"
 
 
 class CutShortError(ValueError):
@@ -26,7 +32,8 @@ class CutShortError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class TocEntry:
-    """One object in the archive. `drop` is the SQL that takes it away again, "" if none does."""
+    """One object in the archive. `drop` is the SQL that takes it away again, "" if none does;
+    `copy_at` is where the length of its COPY statement stands in the archive."""
 
     id: int
     tag: str
@@ -35,6 +42,7 @@ class TocEntry:
     section: int
     dependencies: tuple[int, ...]
     drop: str = ""
+    copy_at: int = 0
 
     @property
     def is_relation(self) -> bool:
@@ -44,11 +52,14 @@ class TocEntry:
 
 @dataclass(frozen=True, slots=True)
 class Contents:
-    """What an archive says of itself. `entries` are in the archive's order."""
+    """What an archive says of itself. `entries` are in the archive's order; `int_size` is the
+    bytes of a number in it, without the byte for its sign; the data begins at `size`."""
 
     version: tuple[int, int]
     tool: str
     entries: tuple[TocEntry, ...]
+    int_size: int = 4
+    size: int = 0
 
 
 class _Reader:
@@ -105,7 +116,7 @@ def read_contents(data: bytes) -> Contents:
     tool = reader.text() or ""
     count = reader.int()
     entries = tuple(_read_entry(reader, version, offset_size) for _ in range(count))
-    return Contents(version, tool, entries)
+    return Contents(version, tool, entries, reader.int_size, reader.at)
 
 
 def _read_entry(reader: _Reader, version: tuple[int, int], offset_size: int) -> TocEntry:
@@ -116,6 +127,7 @@ def _read_entry(reader: _Reader, version: tuple[int, int], offset_size: int) -> 
     section = reader.int()
     reader.text()  # definition
     drop = reader.text() or ""
+    copy_at = reader.at
     reader.text()  # copy statement
     namespace = reader.text() or ""
     reader.text()  # tablespace
@@ -129,7 +141,71 @@ def _read_entry(reader: _Reader, version: tuple[int, int], offset_size: int) -> 
     while (dependency := reader.text()) is not None:
         dependencies.append(int(dependency))
     reader.take(1 + offset_size)  # offset of the data, never set in a pipe
-    return TocEntry(number, tag, kind, namespace, section, tuple(dependencies), drop)
+    return TocEntry(number, tag, kind, namespace, section, tuple(dependencies), drop, copy_at)
+
+
+def freezing(head: bytes, contents: Contents, tables: Collection[tuple[str, str]]) -> bytes:
+    """The same head, with rows of these tables copied in as frozen ones.
+
+    Frozen rows need no second writing of their pages when somebody looks at them first, nor the
+    log of that. PostgreSQL takes them into a table that is made or emptied in the same
+    transaction only, so the statement empties it first: two statements sent as one query are one
+    transaction. The tables must be new and nobody else's.
+    """
+    parts: list[bytes] = []
+    done = 0
+    for entry in contents.entries:
+        if entry.kind != "TABLE DATA" or (entry.namespace, entry.tag) not in tables:
+            continue
+        begin = entry.copy_at + 1 + contents.int_size
+        length = int.from_bytes(head[entry.copy_at + 1 : begin], "little")
+        copy = head[begin : begin + length]
+        if head[entry.copy_at] or not copy.endswith(_COPY_END):
+            continue
+        name = b".".join(_quoted(part) for part in (entry.namespace, entry.tag))
+        copy = b"TRUNCATE ONLY %b; %b WITH (FREEZE);\n" % (name, copy.removesuffix(b";\n"))
+        size = len(copy).to_bytes(contents.int_size, "little")
+        parts += (head[done : entry.copy_at], b"\0", size, copy)
+        done = begin + length
+    return b"".join((*parts, head[done:]))
+
+
+def joined(pieces: Iterable[memoryview | bytes]) -> Iterator[memoryview | bytes]:
+    """The data of an archive of tables, with rows in large blocks.
+
+    pg_dump makes a block of every row, and so pg_restore, its connection and the server each take
+    a step for every row. What is not the rows of a table, and all after it, stays as it is.
+    """
+    carry, rest, rows, known = b"", 0, False, True
+    for piece in pieces:
+        view = memoryview(b"".join((carry, piece)) if carry else piece)
+        carry = b""
+        while view:
+            if rest or not known:
+                part = view[: rest if known else None]
+                rest -= len(part) if known else 0
+            elif rows:
+                block, used, rest, ended = kernel.join_blocks(view, _BLOCK_SIZE)
+                if not used:
+                    carry = bytes(view)
+                    break
+                yield block
+                view, rows = view[used:], not ended
+                continue
+            elif len(view) < _DATA_HEAD:
+                carry = bytes(view)
+                break
+            else:
+                known = rows = view[0] == _DATA
+                part = view[: _DATA_HEAD if known else None]
+            yield part
+            view = view[len(part) :]
+    if carry:
+        yield carry
+
+
+def _quoted(name: str) -> bytes:
+    return b'"%b"' % name.replace('"', '""').encode("utf-8", "surrogateescape")
 
 
 @dataclass(frozen=True, slots=True)

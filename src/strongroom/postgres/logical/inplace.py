@@ -86,6 +86,10 @@ class InPlace:
             connection.execute(f"DROP SCHEMA {quoted(MARK)}".encode())
         return []
 
+    def freezable(self) -> frozenset[tuple[str, str]]:
+        """None: others may be at work in a database that is there already."""
+        return frozenset()
+
     def abandon(self, *, keep: bool) -> str:
         """Drop what was restored unless `keep`; say what state things are in."""
         if keep:

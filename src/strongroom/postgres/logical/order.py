@@ -53,6 +53,7 @@ class Run:
     target: Target | InPlace
     tablespaces: bool
     selection: archive.Selection | None = None
+    freezable: frozenset[tuple[str, str]] = frozenset()
     family: Family = field(default_factory=Family)
     problems: list[Problem] = field(default_factory=list)
     notes: dict[str, Any] = field(default_factory=dict)

@@ -177,6 +177,7 @@ def _fill(run: Run, entries: Mapping[bytes, Entry]) -> int:
         progress.advance(size=schema.size, files=1)
         progress.phase("definitions")
         loading.run_definitions(run, definitions, "pre-data", jobs=1)
+        run.freezable = run.target.freezable()
         progress.phase("data")
         left = pipeline.load_and_build(run, chosen, definitions)
         progress.phase("indexes and constraints")

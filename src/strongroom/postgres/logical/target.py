@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from strongroom.errors import Busy, Refused, StrongroomError
+from strongroom.postgres.logical import catalogue
 from strongroom.postgres.logical.archive import Contents
 from strongroom.postgres.server import Conninfo, connect, literal, quoted, translated
 
@@ -63,6 +64,11 @@ class Target:
 
     def learn(self, contents: Contents) -> None:
         """Need nothing of the archive: what is made goes as a whole."""
+
+    def freezable(self) -> frozenset[tuple[str, str]]:
+        """The tables whose rows may come in frozen: nobody else has seen them, and we made them."""
+        with connect(self.conninfo) as connection, translated(self.conninfo):
+            return frozenset(catalogue.freezable_tables(connection))
 
     def abandon(self, *, keep: bool) -> str:
         """Drop the unfinished database unless `keep`; say what state things are in."""

@@ -11,9 +11,11 @@ import contextlib
 import fcntl
 import os
 import re
+import select
 import signal
 import subprocess
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from types import TracebackType
 
@@ -29,6 +31,11 @@ from strongroom.errors import (
 from strongroom.postgres.server import Conninfo
 
 PIPE_SIZE = 1 << 20
+# The programs move 4 KiB at a time. Whoever answers each of these at once pays a change of
+# processes for it: we wait until a good part of the pipe is full (or empty) instead. A pipe that
+# is too small for that is served at once.
+_BREATH = 0.003
+_SMALLEST_PACED = 256 << 10
 _MOST_STDERR = 1 << 20
 _PATIENCE = 5.0
 
@@ -104,11 +111,14 @@ class Tool:
             pass_fds=tuple(pass_fds),
             process_group=0,
         )
-        for pipe in (self._process.stdin, self._process.stdout):
-            if pipe is not None:
-                # More than the system allows an account: the default then does, only slower.
-                with contextlib.suppress(OSError):
-                    fcntl.fcntl(pipe.fileno(), fcntl.F_SETPIPE_SZ, PIPE_SIZE)
+        self._room = min(
+            _widened(pipe.fileno())
+            for pipe in (self._process.stdin, self._process.stdout)
+            if pipe is not None
+        )
+        self._hasty = False
+        if self._process.stdin is not None:
+            os.set_blocking(self._process.stdin.fileno(), False)
         self._listener = threading.Thread(target=self._listen, name=self.name, daemon=True)
         self._listener.start()
         family.add(self)
@@ -143,7 +153,11 @@ class Tool:
     def readinto(self, view: memoryview) -> int:
         """Fill `view` from standard output as far as there is; 0 at the end."""
         assert self._process.stdout is not None
-        return os.readv(self._process.stdout.fileno(), [view])
+        if self._hasty:
+            time.sleep(_BREATH)
+        taken = os.readv(self._process.stdout.fileno(), [view])
+        self._hasty = self._room >= _SMALLEST_PACED and taken < min(len(view), self._room // 4)
+        return taken
 
     def output(self) -> bytes:
         """Return all of standard output."""
@@ -161,10 +175,23 @@ class Tool:
             for piece in pieces:
                 view = memoryview(piece)
                 while view:
-                    view = view[os.write(descriptor, view) :]
+                    view = view[self._write(descriptor, view) :]
                 yield len(piece)
         except BrokenPipeError:
             return
+
+    def _write(self, descriptor: int, view: memoryview) -> int:
+        """Write what there is room for; wait for room when there is none."""
+        try:
+            return os.write(descriptor, view)
+        except BlockingIOError:
+            if self._room >= _SMALLEST_PACED:
+                time.sleep(_BREATH)
+            else:
+                room = select.poll()
+                room.register(descriptor, select.POLLOUT)
+                room.poll()
+            return 0
 
     def close_input(self) -> None:
         """Say that there is no more to feed."""
@@ -196,6 +223,14 @@ class Tool:
         if status:
             raise tool_error(self.name, status, said, self._conninfo)
         return warnings(said)
+
+
+def _widened(descriptor: int) -> int:
+    """Make a pipe as large as the account may; return how large it is."""
+    # More than the system allows an account: the default then does, only slower.
+    with contextlib.suppress(OSError):
+        return fcntl.fcntl(descriptor, fcntl.F_SETPIPE_SZ, PIPE_SIZE)
+    return fcntl.fcntl(descriptor, fcntl.F_GETPIPE_SZ)
 
 
 def warnings(said: str) -> list[str]:
