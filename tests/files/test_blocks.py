@@ -123,7 +123,8 @@ def test_the_tree_is_the_one_that_single_files_make(tmp_path_factory, specs, mor
 def test_blocks_cross_batches_and_slices(vault: Vault, blocks) -> None:
     (vault.root / "one").mkdir()
     fd = os.open(vault.root / "one", os.O_RDONLY)
-    kernel.write_files(fd, [(b"%05d" % i, b"%d" % i, 0o600, -1, -1, 0) for i in range(5000)])
+    specs = [(fd, b"%05d" % i, 0o600, -1, -1, 0) for i in range(5000)]
+    kernel.write_files(specs, [b"%d" % i for i in range(5000)])
     os.close(fd)
     (vault.root / "two").mkdir()
     for number in range(40):  # more than one buffer
