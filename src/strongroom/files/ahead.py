@@ -13,11 +13,13 @@ from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Generic, TypeVar
 
+from strongroom.files.reading import SMALL_FILE
 from strongroom.kernel import FileRead
 
 Item = TypeVar("Item")
 
 BUFFER = 4 * 1024 * 1024
+ROOM = BUFFER + SMALL_FILE + 1  # one call of the kernel wants this much beside what is read
 FILES = 512
 DIRECTORIES = 64  # each holds a descriptor open
 DEPTH = 2
@@ -85,7 +87,7 @@ class ReadAhead(Generic[Item]):
         self._read = read
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="read")
         self._under_way: deque[tuple[Batch[Item], Future[None]]] = deque()
-        self._buffers = [memoryview(bytearray(BUFFER + 1)) for _ in range(DEPTH + 1)]
+        self._buffers = [memoryview(bytearray(ROOM)) for _ in range(DEPTH + 1)]
 
     def __len__(self) -> int:
         return len(self._under_way)
@@ -127,6 +129,8 @@ class ReadAhead(Generic[Item]):
     def _fill(self, batch: Batch[Item]) -> None:
         used = 0
         for group in batch.groups:
+            if ROOM - used <= SMALL_FILE:
+                break  # files grew; the caller reads the rest
             group.base = used
             group.rows = self._read(group.fd, group.names, batch.buffer[used:])
             if group.rows:
