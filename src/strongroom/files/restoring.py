@@ -8,6 +8,7 @@ noted and the rest goes on; a full disk ends the run.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 from collections import deque
@@ -33,6 +34,7 @@ BATCH_SIZE = 4 * 1024 * 1024
 BATCHES_AHEAD = 4
 WRITERS = 2
 
+_NO_RIGHTS_NEEDED = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 _GOOD = (DONE, 0)
 _FACTS = {OWNER: "owner", MODE: "mode", TIMES: "time"}
@@ -144,9 +146,25 @@ class Restoring:
             except FileExistsError:
                 if not self._replace:
                     raise
-                self._beneath.directory(entry.path)  # refuses what is no directory
+                self._let_in(entry.path)
             self.directories += 1
         self._metadata.append(entry)
+
+    def _let_in(self, path: bytes) -> None:
+        """Make sure that `path` is a directory (OSError), and let its owner write into it.
+
+        The mode that the backup has for it is set at the end, like that of every directory.
+        """
+        above, _, name = path.rpartition(b"/")
+        handle = os.open(name, _NO_RIGHTS_NEEDED, dir_fd=self._beneath.directory(above))
+        try:
+            mode = os.fstat(handle).st_mode
+            if mode & 0o700 != 0o700:
+                with contextlib.suppress(PermissionError):  # another's: then it stays as it is
+                    os.chmod(b"/proc/self/fd/%d" % handle, mode & 0o7777 | 0o700)
+        finally:
+            os.close(handle)
+        self._beneath.directory(path)
 
     def _place_file(self, entry: Entry, pieces: Pieces) -> None:
         if entry.size <= SMALL_FILE and not entry.xattrs:
@@ -168,7 +186,7 @@ class Restoring:
         if code in _FULL:
             raise self._full(entry.path, code)
         self._failed.add(entry.path)
-        self.noted.fact(entry.path, f"not written: {_why(code)}")
+        self.noted.one(entry.path, f"not written: {_why(code)}")
 
     def _full(self, path: bytes, code: int) -> TargetFull:
         shown = path.decode("utf-8", "backslashreplace")

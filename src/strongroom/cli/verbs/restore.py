@@ -271,8 +271,8 @@ def _verdict(outcome: Outcome) -> StrongroomError | None:
     return Incomplete(
         f"The restore is complete but for {count} thing{'s' * (count != 1)} "
         f"that {'are' if count != 1 else 'is'} not as in the backup.",
-        do="Read the list above. Owners and devices need root (or --no-owner); attributes need a "
-        "file system that knows them.",
+        do="Read the list above: what is not written is not there. Owners and devices need root (or "
+        "--no-owner); attributes need a file system that knows them.",
     )
 
 
