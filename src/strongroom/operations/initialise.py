@@ -40,6 +40,7 @@ def initialise(
     recovery: tuple[KeyHolder, str],
     seams: Seams,
     sources: Mapping[str, str] | None = None,
+    access: Mapping[str, str] | None = None,
     writer_name: str = "admin",
 ) -> Initialised:
     """Create the repository. `holders` by slot label; `recovery` is the kit's holder and code.
@@ -77,6 +78,7 @@ def initialise(
         recovery_code=code,
         version=__version__,
         sources=sources,
+        access=access,
     )
     return Initialised(identity, kit)
 

@@ -77,7 +77,10 @@ def add(
         slot = keys.add_key(
             repository.storage, keyring, holder, label=label, role=role, seams=wiring.seams()
         )
-        kit = None if code is None else wiring.kit_text(repository, code, desk.now)
+        kit = None
+        if code is not None:
+            about = {"configuration": desk.configuration, "environ": desk.environ}
+            kit = wiring.kit_text(repository, code, desk.now, **about)
     desk.output.document("key", {"key": _body(slot), "kit": kit})
     desk.output.line(kit if kit is not None else f"Added: {_sentence(slot)}")
     return 0
