@@ -74,3 +74,20 @@ def test_a_target_that_cannot_be_made_is_refused(filled: Desk) -> None:
     for place in ("/proc/restored", "dangling", "dangling/below"):
         done = filled.run("restore", "vault", "--to", place, status=4)
         assert done.code == "refused"
+
+
+@pytest.mark.parametrize("kind", ["packs", "trees"])
+@pytest.mark.parametrize("how", ["gone", "cut"])
+def test_a_backup_does_not_rely_on_what_is_not_there(filled: Desk, kind: str, how: str) -> None:
+    """A green backup restores, whatever happened to the repository before it."""
+    filled.run("backup", "vault")
+    for pack in [path for path in (filled.repository / kind).rglob("?" * 64) if path.is_file()]:
+        pack.chmod(0o600)
+        data = pack.read_bytes()
+        pack.unlink()
+        if how == "cut":
+            pack.write_bytes(data[: len(data) // 3])
+    filled.run("check", status=9)
+    filled.run("backup", "vault")
+    filled.run("restore", "vault", "--to", "out")
+    assert tree_of(filled.root / "out") == tree_of(filled.vault)

@@ -213,6 +213,11 @@ def test_a_value_that_begins_with_a_dash(ready: Desk) -> None:
     assert (ready.root / "-d" / "a.json").exists()
 
 
+@pytest.mark.parametrize("status", [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 130, 143])
+def test_every_exit_status_is_explained(ready: Desk, status: int) -> None:
+    assert ready.run("explain", str(status)).text.strip()
+
+
 def test_version(ready: Desk) -> None:
     assert ready.run("--version").text.strip() == strongroom.__version__
 

@@ -90,8 +90,8 @@ def _verdict(report: Report) -> Damaged | None:
         means=f"These backups do not restore whole: {ids}; all others do."
         if hurt
         else "No backup is known to be hurt by it.",
-        do="Restore what you need from other backups or a copy of the repository, then run "
-        "`strongroom backup` again: it stores anew what is damaged."
+        do="Restore what you need from other backups or a copy of the repository. Move damaged packs "
+        "away, then run `strongroom backup` again: it stores anew what is missing."
         if hurt
         else "`strongroom check --read-data` looks deeper; keep the list above.",
     )

@@ -79,8 +79,13 @@ def add(
         )
         kit = None
         if code is not None:
-            about = {"configuration": desk.configuration, "environ": desk.environ}
-            kit = wiring.kit_text(repository, code, desk.now, **about)
+            kit = wiring.kit_text(
+                repository,
+                code,
+                desk.now,
+                configuration=desk.configuration,
+                environ=desk.environ,
+            )
     desk.output.document("key", {"key": _body(slot), "kit": kit})
     desk.output.line(kit if kit is not None else f"Added: {_sentence(slot)}")
     return 0
