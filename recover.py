@@ -334,10 +334,11 @@ class Target:
         if entry.kind == HARDLINK and not (entry.target + b"/").startswith(self.under):
             found = self.repository.entries(self.root, entry.target + b"/", self.lost)
             entry = next(found, entry)._replace(path=entry.path)  # its first name lies outside of --path
-        if entry.kind == HARDLINK: self.parent(entry.target)  # refused if it leads out
+        if entry.kind == HARDLINK: at, first = self.parent(entry.target); at = os.dup(at)  # noqa: E702
         fd, name = self.parent(entry.path)
         if entry.kind == HARDLINK:
-            os.link(entry.target, name, src_dir_fd=self.top, dst_dir_fd=fd, follow_symlinks=False)
+            try: os.link(first, name, src_dir_fd=at, dst_dir_fd=fd, follow_symlinks=False)
+            finally: os.close(at)
         elif entry.kind == DIRECTORY:
             if entry.path: os.mkdir(name, 0o700, dir_fd=fd)
             self.folders.append(entry)

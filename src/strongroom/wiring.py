@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
-from strongroom.config.model import Configuration, FilesTable, PostgresTable, SourceTable
+from strongroom.config.model import S3, Configuration, FilesTable, PostgresTable, SourceTable
 from strongroom.config.secrets import Secret, read_private, resolve
 from strongroom.errors import ConfigError, UsageError
 
@@ -221,7 +221,40 @@ def new_recovery_code() -> tuple[str, KeyHolder]:
     return code, recovery_code_holder(code.encode())
 
 
-def kit_text(repository: Repository, code: str, created: datetime) -> str:
+def kit_sources(configuration: Configuration) -> dict[str, str]:
+    """For each source where the kit's example restores it to, on a machine that knows nothing."""
+    return {
+        name: f"./restored-{name}"
+        if isinstance(table, FilesTable)
+        else f"postgresql://USER@SERVER/restored_{name}"
+        for name, table in configuration.source.items()
+    }
+
+
+def kit_access(configuration: Configuration, environ: Mapping[str, str]) -> dict[str, str]:
+    """What of the environment an S3 store needs besides its address; "" for secrets."""
+    table = configuration.repository
+    if table.url is None or not table.url.startswith("s3://"):
+        return {}
+    s3 = table.s3 or S3()
+    endpoints = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_ENDPOINT")
+    known = {
+        "AWS_ENDPOINT_URL": s3.endpoint or next(filter(None, map(environ.get, endpoints)), None),
+        "AWS_REGION": s3.region or environ.get("AWS_REGION") or environ.get("AWS_DEFAULT_REGION"),
+        "AWS_ALLOW_HTTP": "true" if s3.allow_http else environ.get("AWS_ALLOW_HTTP"),
+    }
+    access = {name: value for name, value in known.items() if value}
+    return {**access, "AWS_ACCESS_KEY_ID": "", "AWS_SECRET_ACCESS_KEY": ""}
+
+
+def kit_text(
+    repository: Repository,
+    code: str,
+    created: datetime,
+    *,
+    configuration: Configuration,
+    environ: Mapping[str, str],
+) -> str:
     """The recovery kit of an existing repository for a new code."""
     from strongroom import __version__  # noqa: PLC0415
     from strongroom.keys.kit import recovery_kit  # noqa: PLC0415
@@ -232,6 +265,8 @@ def kit_text(repository: Repository, code: str, created: datetime) -> str:
         created=created.isoformat(timespec="seconds"),
         recovery_code=code,
         version=__version__,
+        sources=kit_sources(configuration),
+        access=kit_access(configuration, environ),
     )
 
 

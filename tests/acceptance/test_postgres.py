@@ -99,6 +99,35 @@ def test_source_test_says_what_would_be_used(shop: Desk) -> None:
     assert report["pg_dump"]["version"]
 
 
+def test_ls_shows_the_folders_of_a_database(shop: Desk) -> None:
+    top = shop.run("ls", "shop", "--json").document["entries"]
+    assert [(e["path"], e["kind"]) for e in top] == [
+        ("databases", "directory"),
+        ("globals.sql", "stream"),
+    ]
+    assert shop.run("ls", "shop:databases").text.split()[-1] == "databases/shop"
+    assert "databases/shop/schema.dump" in shop.run("ls", "shop:databases/shop").text
+
+
+def test_what_is_not_in_a_backup_is_named(shop: Desk, server: EmbeddedServer) -> None:
+    """A role that may read the rows and no more: passwords of roles are left out, and told."""
+    with server.connect() as connection:
+        connection.execute("CREATE ROLE poor LOGIN PASSWORD 'poor'")
+    with server.connect("shop") as connection:
+        connection.execute("GRANT USAGE ON SCHEMA other TO poor")
+        for schema in ("public", "other"):
+            connection.execute(f"GRANT SELECT ON ALL TABLES IN SCHEMA {schema} TO poor")
+    text = shop.config.read_text().replace(f"user={server.user}", "user=poor")
+    shop.config.write_text(text)
+    shop.repository = shop.root / "of-the-poor"
+    environ = {"DATABASE_PASSWORD": "poor", "STRONGROOM_REPOSITORY": str(shop.repository)}
+    shop.run("init", "--quiet", env=environ)
+    done = shop.run("backup", "shop", status=3, env=environ)
+    assert "skipped: globals.sql: role passwords are not included" in done.stderr
+    done = shop.run("backup", "shop", "--json", status=3, env=environ)
+    assert [e["path"] for e in done.events if e["type"] == "problem"] == ["globals.sql"]
+
+
 def test_there_and_back_under_another_name(shop: Desk, server: EmbeddedServer) -> None:
     entries = shop.run("ls", "shop", "--recursive", "--json").document["entries"]
     assert any(entry["kind"] == "stream" for entry in entries)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+import shlex
+
 import pytest
 
 from acceptance.conftest import Desk, fill, tree_of
@@ -88,3 +91,31 @@ def test_a_secret_that_is_not_set(remote: Desk) -> None:
     del remote.environ["KEY_SECRET"]
     done = remote.run("list", status=2)
     assert "env:KEY_SECRET" in done.error_lines[0]
+
+
+def test_the_kit_alone_leads_to_a_store_that_is_not_amazons(remote: Desk) -> None:
+    """Its lines are typed as they stand on the page; only the keys are filled in."""
+    kit = remote.run("init").text
+    remote.run("backup", "vault")
+    remote.config.unlink()
+    remote.environ.pop("STRONGROOM_PASSPHRASE")
+    lines = [line.strip() for line in kit.splitlines() if line.startswith("  ")]
+    exports = [line.removeprefix("export ") for line in lines if line.startswith("export ")]
+    given = dict(pair.split("=", 1) for pair in exports)
+    assert {name for name, value in given.items() if value == "..."} == {
+        "AWS_ACCESS_KEY_ID",
+        "AWS_SECRET_ACCESS_KEY",
+    }
+    given["AWS_ACCESS_KEY_ID"] = remote.environ.pop("KEY_ID")
+    given["AWS_SECRET_ACCESS_KEY"] = remote.environ.pop("KEY_SECRET")
+    (restore,) = [line for line in lines if line.startswith("strongroom") and " restore " in line]
+    remote.run(*shlex.split(restore)[1:], env=given)
+    assert tree_of(remote.root / "restored-vault") == tree_of(remote.vault)
+
+
+def test_what_an_unreachable_store_means_for_other_verbs(remote: Desk) -> None:
+    text = re.sub(r"(endpoint = ).*", r'\1"http://127.0.0.1:1"', remote.config.read_text())
+    remote.config.write_text(text)
+    assert "snapshot was written" not in remote.run("list", status=7).error_lines[1]
+    done = remote.run("restore", "vault", "--to", "out", status=7)
+    assert "the backup is untouched" in done.error_lines[1]

@@ -206,6 +206,18 @@ def test_help_of_every_verb(ready: Desk) -> None:
         assert text.startswith(f"Usage: strongroom {' '.join(words)}")
 
 
+def test_a_value_that_begins_with_a_dash(ready: Desk) -> None:
+    done = ready.run("restore", "vault", "--to", "-d", status=2)
+    assert "--flag=VALUE" in done.error_lines[2]
+    ready.run("restore", "vault", "--to=-d")
+    assert (ready.root / "-d" / "a.json").exists()
+
+
+@pytest.mark.parametrize("status", [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 130, 143])
+def test_every_exit_status_is_explained(ready: Desk, status: int) -> None:
+    assert ready.run("explain", str(status)).text.strip()
+
+
 def test_version(ready: Desk) -> None:
     assert ready.run("--version").text.strip() == strongroom.__version__
 

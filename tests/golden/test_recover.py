@@ -136,6 +136,14 @@ def furnish(root: Path) -> None:
         file.write(b"x" * 300_000)
         file.truncate(80 << 20)
     os.link(root / "many" / "deep" / "large", root / "other-name")
+    below = os.open(root, os.O_RDONLY)  # deeper than one call to the system can name
+    for _ in range(20):
+        os.mkdir("d" * 250, dir_fd=below)
+        above, below = below, os.open("d" * 250, os.O_RDONLY, dir_fd=below)
+        os.close(above)
+    os.close(os.open("first", os.O_CREAT, 0o600, dir_fd=below))
+    os.link("first", "second", src_dir_fd=below, dst_dir_fd=below)
+    os.close(below)
     os.symlink("many/deep", root / "link")
     os.symlink(b"/nowhere/\xff", os.fsencode(root) + b"/\xff\x01raw")
     os.mkfifo(root / "pipe", 0o640)

@@ -133,6 +133,17 @@ pg_restore: warning: errors ignored on restore: 3
 """
 
 
+def test_a_parameter_the_server_does_not_know_is_not_shown_as_a_cause() -> None:
+    said = (
+        "pg_restore: error: could not execute query: ERROR:  unrecognized configuration parameter"
+        ' "transaction_timeout"\nCommand was: SET transaction_timeout = 0;\n\n'
+        'pg_restore: error: COPY failed for table "t": ERROR:  it broke\n'
+    )
+    fault = tool_error("pg_restore", 1, said, Conninfo.parse("dbname=d host=h"))
+    assert "it broke" in fault.what
+    assert "transaction_timeout" not in fault.what
+
+
 def test_complaints_are_told_apart() -> None:
     found = complaints(SAID)
     assert [(c.harmless, c.about_rights, bool(c.command)) for c in found] == [

@@ -14,6 +14,12 @@ from strongroom.cli.output import Output
 from strongroom.cli.signals import convert_signals
 from strongroom.errors import Interrupted, StrongroomError, UsageError
 
+# What the words of a failed backup would say wrongly of other verbs.
+_BESIDE_BACKUP = {
+    "init": "There is no usable repository yet; nothing was backed up.",
+    "restore": "What was to be restored is not there, or not complete; the backup is untouched.",
+}
+
 
 def main() -> NoReturn:
     """Run the command line of this process and exit with its status."""
@@ -59,9 +65,10 @@ def _call(argv: list[str]) -> int:
         status = app(argv)
     except CycloptsError as fault:
         verb = " ".join(fault.command_chain or ())
-        raise UsageError(
-            str(fault), do=f"`strongroom {verb + ' ' if verb else ''}--help` shows how."
-        ) from None
+        do = f"`strongroom {verb + ' ' if verb else ''}--help` shows how."
+        if "requires an argument" in str(fault):
+            do += " A value that begins with a dash is written as --flag=VALUE."
+        raise UsageError(str(fault), do=do) from None
     return int(status or 0)
 
 
@@ -71,6 +78,8 @@ def _fail(argv: list[str], fault: StrongroomError) -> int:
 
     argv = verb_first(argv)
     verb = argv[0] if argv else ""
+    if verb != "backup" and fault.means == StrongroomError.means:
+        fault.means = _BESIDE_BACKUP.get(verb, "The backups in the repository are untouched.")
     if os.environ.get("STRONGROOM_DEBUG") or wants(argv, "-vv", "-vvv"):
         import traceback  # noqa: PLC0415
 

@@ -12,7 +12,10 @@ from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Generic, Protocol, TypeVar
 
+from strongroom.files.reading import SMALL_FILE
+
 BUFFER = 4 * 1024 * 1024
+ROOM = BUFFER + SMALL_FILE + 1  # one call of the kernel wants this much beside what is read
 FILES = 1024
 DIRECTORIES = 64  # each holds a descriptor open
 DEPTH = 2
@@ -71,7 +74,7 @@ class ReadAhead(Generic[P]):
     def __init__(self) -> None:
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="read")
         self._under_way: deque[tuple[Batch[P], Future[None]]] = deque()
-        self._buffers = [memoryview(bytearray(BUFFER + 1)) for _ in range(DEPTH + 1)]
+        self._buffers = [memoryview(bytearray(ROOM)) for _ in range(DEPTH + 1)]
 
     def __len__(self) -> int:
         return len(self._under_way)

@@ -1,4 +1,8 @@
-"""What a restore could not do, in few lines: one cause that meets many entries is told once."""
+"""What a restore could not do.
+
+What is not there is named, each by itself. A fact that could not be set is told once for all
+entries that it concerns, at the end, when it is known how many they are.
+"""
 
 from __future__ import annotations
 
@@ -23,15 +27,13 @@ class Noted:
         """Note something that may concern many paths; the first of them is named."""
         first, count = self._alike.get(why, (path, 0))
         self._alike[why] = (first, count + 1)
-        if not count:
-            self._progress.problem(path, why)
 
-    def problems(self) -> tuple[Problem, ...]:
-        """Everything noted: what stands alone, then one for each shared cause."""
-        return (
-            *self._single,
-            *(
-                Problem(path, why if count == 1 else f"{why} (and so with {count - 1:,} more)")
-                for why, (path, count) in self._alike.items()
-            ),
-        )
+    def conclude(self) -> tuple[Problem, ...]:
+        """Tell of the facts; return everything noted: what stands alone, then each shared cause."""
+        shared = [
+            Problem(path, why if count == 1 else f"{why} (and so with {count - 1:,} more)")
+            for why, (path, count) in self._alike.items()
+        ]
+        for problem in shared:
+            self._progress.problem(problem.path, problem.reason)
+        return (*self._single, *shared)

@@ -36,6 +36,7 @@ BATCH_LARGE = 16  # each is two
 BATCHES_AHEAD = 3
 EARLY = 8 * 1024 * 1024  # of this much of a file in one batch, the disk is told at once
 
+_NO_RIGHTS_NEEDED = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 _FACTS = {OWNER: "owner", MODE: "mode", TIMES: "time"}
 _NO_NAMES = (b"", b".", b"..")
@@ -144,12 +145,28 @@ class Restoring:
             except FileExistsError:
                 if not self._replace:
                     raise
-                self._beneath.directory(entry.path)  # refuses what is no directory
+                self._let_in(entry.path)
             self.directories += 1
         self._metadata.append(entry)
 
     def _parent(self, entry: Entry) -> int:
         return self._beneath.directory(entry.path.rpartition(b"/")[0])
+
+    def _let_in(self, path: bytes) -> None:
+        """Make sure that `path` is a directory (OSError), and let its owner write into it.
+
+        The mode that the backup has for it is set at the end, like that of every directory.
+        """
+        above, _, name = path.rpartition(b"/")
+        handle = os.open(name, _NO_RIGHTS_NEEDED, dir_fd=self._beneath.directory(above))
+        try:
+            mode = os.fstat(handle).st_mode
+            if mode & 0o700 != 0o700:
+                with contextlib.suppress(PermissionError):  # another's: then it stays as it is
+                    os.chmod(b"/proc/self/fd/%d" % handle, mode & 0o7777 | 0o700)
+        finally:
+            os.close(handle)
+        self._beneath.directory(path)
 
     def _written(self, entry: Entry) -> None:
         self.files += 1
@@ -160,7 +177,7 @@ class Restoring:
         if code in _FULL:
             raise self._full(entry.path, code)
         self._failed.add(entry.path)
-        self.noted.fact(entry.path, f"not written: {_why(code)}")
+        self.noted.one(entry.path, f"not written: {_why(code)}")
 
     def _full(self, path: bytes, code: int) -> TargetFull:
         shown = path.decode("utf-8", "backslashreplace")

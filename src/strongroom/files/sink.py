@@ -149,8 +149,7 @@ class FileSink:
         files, size = self._expected(snapshot)
         progress.plan(size=size, files=files)
         progress.phase("restoring files")
-        os.makedirs(self._target, mode=0o700, exist_ok=True)
-        root = os.open(self._target, _FLAGS)
+        root = self._make_target()
         run = Restoring(
             snapshot,
             root,
@@ -170,7 +169,18 @@ class FileSink:
             run.close()
             os.close(root)
         facts = {"target": shown(self._target), "damaged": run.damaged}
-        return Outcome(run.files + run.linked, run.size, run.noted.problems(), facts)
+        return Outcome(run.files + run.linked, run.size, run.noted.conclude(), facts)
+
+    def _make_target(self) -> int:
+        """Make the target where it is not there yet, and open it."""
+        try:
+            os.makedirs(self._target, mode=0o700, exist_ok=True)
+            return os.open(self._target, _FLAGS)
+        except OSError as fault:
+            raise Refused(
+                f"The target {shown(self._target)!r} cannot be made: {fault.strerror}.",
+                do="Choose a directory that this user may write to.",
+            ) from None
 
     def _count(self, root: int, run: Restoring) -> None:
         """Compare what stands in a target that was empty with what was written into it."""

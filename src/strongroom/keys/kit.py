@@ -20,17 +20,19 @@ def recovery_kit(
     recovery_code: str,
     version: str,
     sources: Mapping[str, str] | None = None,
+    access: Mapping[str, str] | None = None,
 ) -> str:
     """Return the page.
 
     `url` must hold no secret; `created` is ISO 8601; `sources` gives for each configured source
-    the place that the example restores it to, as `--to` takes it.
+    the place that the example restores it to, as `--to` takes it; `access` the environment that
+    `url` needs besides, with "" for what must not be printed.
     """
     sources = sources or {}
     parts = [
         _head(repository_id, url, created, version, sources),
         _code(recovery_code),
-        _with_strongroom(url, recovery_code, version, sources),
+        _with_strongroom(url, recovery_code, version, sources, access or {}),
         _without_strongroom(url, recovery_code),
         _keep(),
     ]
@@ -68,8 +70,15 @@ def _code(recovery_code: str) -> str:
 """
 
 
-def _with_strongroom(url: str, code: str, version: str, sources: Mapping[str, str]) -> str:
+def _with_strongroom(
+    url: str, code: str, version: str, sources: Mapping[str, str], access: Mapping[str, str]
+) -> str:
     place = shlex.quote(url)
+    extra = "[s3]" if "://" in url else ""
+    exports = "".join(
+        f"  export {name}={shlex.quote(value) if value else '...'}\n"
+        for name, value in access.items()
+    )
     restores = "\n".join(
         f"  strongroom --repository {place} restore {shlex.quote(name)} --to {shlex.quote(to)}"
         for name, to in (sources or {"SOURCE": "DIR"}).items()
@@ -79,11 +88,20 @@ def _with_strongroom(url: str, code: str, version: str, sources: Mapping[str, st
 On any Linux machine with Python 3.11 or newer:
 
   python3 -m venv strongroom-env && . strongroom-env/bin/activate
-  pip install 'strongroom>={version}'
-  export STRONGROOM_RECOVERY_CODE={code}
+  pip install 'strongroom{extra}>={version}'
+{exports}  export STRONGROOM_RECOVERY_CODE={code}
   strongroom --repository {place} list
 {restores}
   unset STRONGROOM_RECOVERY_CODE
+{_about_databases(sources)}"""
+
+
+def _about_databases(sources: Mapping[str, str]) -> str:
+    if not any("://" in place for place in sources.values()):
+        return ""
+    return """
+USER and SERVER are of the PostgreSQL server that shall have the database;
+its password goes into PGPASSWORD or ~/.pgpass.
 """
 
 

@@ -92,15 +92,19 @@ def ls(reader: SnapshotReader, path: bytes = b"", *, recursive: bool = False) ->
     if found is not None and found.kind is not Kind.DIRECTORY:
         yield found
         return
-    empty = True
+    empty, folder = True, b""
     depth = path.count(b"/") + 1 if path else 0
     for entry in reader.entries(path):
-        if entry.path == path:
-            empty = False
-            continue
         empty = False
+        if entry.path == path:
+            continue
         if recursive or entry.path.count(b"/") == depth:
             yield entry
+        elif entry.kind is Kind.STREAM:  # no entry of a database says that it has a folder
+            above = b"/".join(entry.path.split(b"/", depth + 1)[: depth + 1])
+            if above != folder:
+                folder = above
+                yield Entry(above, Kind.DIRECTORY, 0o700)
     if path and empty:
         raise NotFound(f"The snapshot holds nothing at {path.decode(errors='backslashreplace')}.")
 

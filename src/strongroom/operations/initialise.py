@@ -47,6 +47,7 @@ def initialise(
     recovery: tuple[KeyHolder, str],
     seams: Seams,
     sources: Mapping[str, str] | None = None,
+    access: Mapping[str, str] | None = None,
     writer_name: str = "admin",
 ) -> Initialised:
     """Create the repository. `holders` by slot label; `recovery` is the kit's holder and code.
@@ -85,6 +86,7 @@ def initialise(
         recovery_code=code,
         version=__version__,
         sources=sources,
+        access=access,
     )
     return Initialised(identity, kit, left)
 

@@ -91,7 +91,7 @@ class Repository:
     def begin(
         self, group: str, *, progress: Progress, chunker: Chunker | None = None
     ) -> WriteSession:
-        """Steps w1 and w2: mark the session, list gc, then read the index.
+        """Steps w1 and w2: mark the session, list gc, read the index, then list the packs.
 
         What a crashed run of the group left without an index is taken up first, and an index that
         lost segments is mended; the session's `warnings` say so.
@@ -115,6 +115,9 @@ class Repository:
                 index, _ = catalogue.read_index(group, condemned=condemned.packs)
             for crashed in unfinished:
                 catalogue.put_adopted(group, crashed, by=session.hex())
+        lost = self._lost(index, condemned)
+        if lost:  # what rested in them is stored anew
+            index = catalogue.load_index(group, condemned=condemned.packs | lost)
         key = keysets.chunk_key(self.keys.current.id_key, b"chunker")
         return WriteSession(
             self.storage,
@@ -130,6 +133,24 @@ class Repository:
             progress=progress,
             started=started,
             warnings=warnings,
+        )
+
+    def _lost(self, index: Index, condemned: Condemned) -> frozenset[bytes]:
+        """Packs that the index counts on and that the storage does not hold, or not whole.
+
+        A backup that relied on them would be green and not restore.
+        """
+        sizes = {
+            entry.name: entry.size
+            for prefix in ("packs/", "trees/")
+            for entry in self.storage.list(prefix)
+        }
+        return frozenset(
+            raw
+            for (tree, raw), end in index.extents().items()
+            if raw not in condemned.packs
+            and sizes.get(pack.object_name(tree, raw), 0) < end + pack.TRAILER.size
+            and index.frames_in(tree, raw).any()
         )
 
     def _adopt(self, group: str, index: Index, condemned: Condemned, unfinished: set[str]) -> int:

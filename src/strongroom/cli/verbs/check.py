@@ -101,8 +101,8 @@ def _verdict(report: Report) -> StrongroomError | None:
         f"{count} thing{'s' * (count != 1)} in the repository "
         f"{'are' if count != 1 else 'is'} not as written.",
         means=means,
-        do="Restore what you need from other backups or a copy of the repository, then run "
-        "`strongroom backup` again: it stores anew what is damaged."
+        do="Restore what you need from other backups or a copy of the repository. Move damaged packs "
+        "away, then run `strongroom backup` again: it stores anew what is missing."
         if hurt
         else "`strongroom check --read-data` looks deeper; keep the list above.",
     )

@@ -8,6 +8,25 @@ from strongroom.cli.flags import Everywhere
 from strongroom.errors import NotFound
 
 _DEFAULT = Everywhere()
+# Exit statuses of commands that did what they were asked to.
+_NO_ERRORS = {
+    "0": Page(
+        "done",
+        0,
+        "Everything that was asked for is done.",
+        "What was to be written is written, and was verified.",
+        "Nothing.",
+        "",
+    ),
+    "10": Page(
+        "promise-missed",
+        10,
+        "The answer is correct, and a promise of a source is missed.",
+        "The newest backup is older than `rpo`, or there is none.",
+        "Run `strongroom backup SOURCE`; `strongroom status` says which source it is.",
+        "",
+    ),
+}
 
 
 def explain(code: str | None = None, /, *, everywhere: Everywhere = _DEFAULT) -> int:
@@ -20,10 +39,19 @@ def explain(code: str | None = None, /, *, everywhere: Everywhere = _DEFAULT) ->
     """
     output = Desk(everywhere).output
     pages = load_pages()
-    chosen = [page for page in pages if code is None or code in (page.code, str(page.exit))]
+    known = {"143": "130"}.get(code or "", code)  # the same story, by the other signal
+    chosen = [page for page in pages if code is None or known in (page.code, str(page.exit))]
+    if code in _NO_ERRORS:
+        page = _NO_ERRORS[code]
+        output.document("explain", {"codes": [page.body()]})
+        output.lines(_as_text(page))
+        return 0
     if not chosen:
-        known = ", ".join(page.code for page in pages)
-        raise NotFound(f"No error has the code {code!r}; there are {known}.")
+        names = ", ".join(page.code for page in pages)
+        raise NotFound(
+            f"No error has the code {code!r}; there are {names}.",
+            do="`strongroom explain` lists them with their exit statuses.",
+        )
     output.document("explain", {"codes": [page.body() for page in chosen]})
     if code is None:
         rows = [

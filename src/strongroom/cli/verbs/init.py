@@ -11,7 +11,6 @@ from strongroom import wiring
 from strongroom.cli.desk import Desk, ask_new_secret
 from strongroom.cli.flags import Everywhere
 from strongroom.cli.secret_files import create_secret_file, make_key_file
-from strongroom.config.model import FilesTable
 from strongroom.config.secrets import resolve
 from strongroom.errors import AlreadyExists, StrongroomError, UsageError
 
@@ -47,7 +46,8 @@ def init(*, kit: str | None = None, everywhere: Everywhere = _DEFAULT) -> int:
         holders=holders,
         recovery=(recovery, code),
         seams=wiring.seams(),
-        sources=_examples(desk),
+        sources=wiring.kit_sources(desk.configuration),
+        access=wiring.kit_access(desk.configuration, desk.environ),
     )
     written = _write_kit(desk, kit, made.kit)
     _tell(desk, made, list(holders), None if written else made.kit, kit if written else None)
@@ -76,14 +76,6 @@ def _holders(desk: Desk) -> dict[str, KeyHolder]:
             "under [repository] in strongroom.toml.",
         )
     return {"passphrase": wiring.passphrase_holder(ask_new_secret())}
-
-
-def _examples(desk: Desk) -> dict[str, str]:
-    """For each source where the kit's example restores it to."""
-    return {
-        name: f"./restored-{name}" if isinstance(table, FilesTable) else f"restored_{name}"
-        for name, table in desk.configuration.source.items()
-    }
 
 
 def _write_kit(desk: Desk, path: str | None, text: str) -> bool:

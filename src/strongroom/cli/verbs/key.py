@@ -77,7 +77,15 @@ def add(
         slot = keys.add_key(
             repository.storage, keyring, holder, label=label, role=role, seams=wiring.seams()
         )
-        kit = None if code is None else wiring.kit_text(repository, code, desk.now)
+        kit = None
+        if code is not None:
+            kit = wiring.kit_text(
+                repository,
+                code,
+                desk.now,
+                configuration=desk.configuration,
+                environ=desk.environ,
+            )
     desk.output.document("key", {"key": _body(slot), "kit": kit})
     desk.output.line(kit if kit is not None else f"Added: {_sentence(slot)}")
     return 0

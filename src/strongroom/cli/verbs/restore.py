@@ -254,10 +254,18 @@ def _tell_outcome(desk: Desk, snapshot: Snapshot, outcome: Outcome, seconds: flo
         "problems": _problems(outcome),
         "facts": dict(outcome.facts),
     }
-    return desk.output.finish("restore", body, _verdict(outcome))
+    return desk.output.finish("restore", body, _verdict(outcome, snapshot.kind))
 
 
-def _verdict(outcome: Outcome) -> StrongroomError | None:
+_HINTS = {
+    "files": "what is not written is not there. Owners and devices need root (or --no-owner); "
+    "attributes need a file system that knows them.",
+    "postgres": "the rows are all there. Owners and rights need their roles (--globals makes them, "
+    "--no-owner does without); the rest has to be mended by hand.",
+}
+
+
+def _verdict(outcome: Outcome, kind: str) -> StrongroomError | None:
     """Damage weighs more than what could not be set."""
     damaged = int(outcome.facts.get("damaged", 0))
     if damaged:
@@ -271,8 +279,7 @@ def _verdict(outcome: Outcome) -> StrongroomError | None:
     return Incomplete(
         f"The restore is complete but for {count} thing{'s' * (count != 1)} "
         f"that {'are' if count != 1 else 'is'} not as in the backup.",
-        do="Read the list above. Owners and devices need root (or --no-owner); attributes need a "
-        "file system that knows them.",
+        do=f"Read the list above: {_HINTS.get(kind, 'it names everything.')}",
     )
 
 

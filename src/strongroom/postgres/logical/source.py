@@ -47,6 +47,12 @@ class _Run:
     entries: list[Entry] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
     problems: list[Problem] = field(default_factory=list)
+
+    def problem(self, path: bytes, reason: str) -> None:
+        """Note what is not in the backup, and tell of it."""
+        self.problems.append(Problem(path, reason))
+        self.progress.problem(path, reason)
+
     lock: threading.Lock = field(default_factory=threading.Lock)
 
 
@@ -247,12 +253,9 @@ class LogicalSource:
                     raise
                 passwords = False
                 text = self._globals_text(client, run, passwords=False)
-                run.problems.append(
-                    Problem(names.GLOBALS, f"role passwords are not included: {fault.what}")
-                )
+                run.problem(names.GLOBALS, f"role passwords are not included: {fault.what}")
         except StrongroomError as fault:
-            run.problems.append(Problem(names.GLOBALS, f"not included: {fault.what}"))
-            run.progress.problem(names.GLOBALS, fault.what)
+            run.problem(names.GLOBALS, f"not included: {fault.what}")
             return {"included": False, "role_passwords": False}
         content = run.session.lane().content()
         content.write(text)

@@ -28,6 +28,7 @@ from strongroom.errors import (
     StrongroomError,
     TargetFull,
 )
+from strongroom.postgres.logical.verdict import is_noise
 from strongroom.postgres.server import Conninfo
 
 PIPE_SIZE = 1 << 20
@@ -277,7 +278,9 @@ def tool_error(name: str, status: int, said: str, conninfo: Conninfo) -> Strongr
     """Say what the end of a client program means."""
     if status < 0 and not said:
         return StrongroomError(f"{name} was killed by signal {-status} on {conninfo.where}.")
-    messages = [text for text in warnings(said) if not text.startswith("warning:")]
+    messages = [
+        text for text in warnings(said) if not (text.startswith("warning:") or is_noise(text))
+    ]
     text = "; ".join(messages[:3]) or said[-400:] or f"exit status {status}"
     what = f"{name} failed on {conninfo.where}: {text}"
     for words, kind, do in _MEANINGS:

@@ -58,6 +58,11 @@ class Complaint:
         return f"{self.message} ({command})" if command else self.message
 
 
+def is_noise(said: str) -> bool:
+    """Whether a line of pg_restore has no consequence, so that it is not shown beside a cause."""
+    return bool(_HARMLESS.search(said)) and "Command was: SET " in said
+
+
 def complaints(said: str) -> list[Complaint]:
     """Take apart what pg_restore wrote on stderr, harmless complaints included."""
     found = []
