@@ -9,6 +9,7 @@ from typing import Protocol
 
 from strongroom.errors import Damaged, KeyRefused
 from strongroom.format import keyset as keysets
+from strongroom.format import pack
 from strongroom.format.chunker import Chunker
 from strongroom.format.keyset import Keyset
 from strongroom.progress import Progress
@@ -115,9 +116,9 @@ class Repository:
                 index, _ = catalogue.read_index(group, condemned=condemned.packs)
             for crashed in unfinished:
                 catalogue.put_adopted(group, crashed, by=session.hex())
-        lost = self._lost(index, condemned)
-        if lost:  # what rested in them is stored anew
-            index = catalogue.load_index(group, condemned=condemned.packs | lost)
+        gone = self._gone(index, condemned)
+        if gone:  # what rested in them is stored anew
+            index, _ = catalogue.read_index(group, condemned=condemned.packs | gone)
         key = keysets.chunk_key(self.keys.current.id_key, b"chunker")
         return WriteSession(
             self.storage,
@@ -135,7 +136,7 @@ class Repository:
             warnings=warnings,
         )
 
-    def _lost(self, index: Index, condemned: Condemned) -> frozenset[bytes]:
+    def _gone(self, index: Index, condemned: Condemned) -> frozenset[bytes]:
         """Packs that the index counts on and that the storage does not hold, or not whole.
 
         A backup that relied on them would be green and not restore.
