@@ -43,6 +43,7 @@ def main() -> None:
     chosen = parser.parse_args()
     work = chosen.work or tempfile.mkdtemp(prefix="strongroom-bench-")
     os.makedirs(work, exist_ok=True)
+    os.chmod(work, 0o711)  # the embedded server's own account must get through
     print(_machine())
     rows: list[Row] = []
     parts = {**PARTS, "logical": partial(logical, scale=chosen.scale)}

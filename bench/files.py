@@ -92,7 +92,8 @@ def large(work: str, times: int, mib: int = 4096) -> list[Row]:
     path = data.large(f"{work}/large", mib)
     ours, restic = Strongroom(work, _source("large", path)), Restic(work)
     first, limit, theirs = Side("strongroom"), Side("bare primitives"), Side("restic")
-    back, theirs_back = Side("strongroom"), Side("restic")
+    back = {where: Side("strongroom") for where in ("tmpfs", "disk")}
+    theirs_back = {where: Side("restic") for where in back}
     for _ in range(times):
         fresh(f"{work}/limit")
         command = [sys.executable, "-m", "bench.limit", path, f"{work}/limit"]
@@ -100,13 +101,15 @@ def large(work: str, times: int, mib: int = 4096) -> list[Row]:
         fresh(f"{work}/limit")
         ours.init()
         paired(1, (first, lambda: ours.backup("large")))
-        paired(1, (back, lambda: ours.restore("large", fresh(f"{work}/out"))))
-        fresh(f"{work}/out")
+        for where, to in (("tmpfs", f"{SHM}/strongroom-out"), ("disk", f"{work}/out")):
+            paired(1, (back[where], lambda to=to: ours.restore("large", fresh(to))))
+            fresh(to)
         if Restic.present():
             restic.init()
             paired(1, (theirs, lambda: restic.backup(path)))
-            paired(1, (theirs_back, lambda: restic.restore(fresh(f"{work}/restic-out"))))
-            fresh(f"{work}/restic-out")
+            for where, to in (("tmpfs", f"{SHM}/restic-out"), ("disk", f"{work}/restic-out")):
+                paired(1, (theirs_back[where], lambda to=to: restic.restore(fresh(to))))
+                fresh(to)
     share = limit.wall / first.wall
     rows = [
         Row(
@@ -120,7 +123,10 @@ def large(work: str, times: int, mib: int = 4096) -> list[Row]:
     ]
     if Restic.present():
         rows.append(ratio(f"{mib // 1024} GB of large files, first backup", first, theirs, 3))
-        rows.append(ratio(f"{mib // 1024} GB of large files, restore", back, theirs_back, 3))
+        # restic's packs are in the page cache and what it restores is not synced; ours neither nor.
+        for where in back:
+            title = f"{mib // 1024} GB of large files, restore onto {where}"
+            rows.append(ratio(title, back[where], theirs_back[where], 3))
     else:
         rows.append(missing("large files", "restic"))
     fresh(ours.repository)
