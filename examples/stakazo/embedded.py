@@ -19,6 +19,7 @@ import sys
 import time
 
 from psycopg.conninfo import conninfo_to_dict
+
 from strongroom.errors import StrongroomError
 from strongroom.postgres.embedded import EmbeddedServer
 

@@ -314,13 +314,15 @@ def _name(number: int) -> bytes:
 def _put(root: str, name: bytes, content: bytes, minute: int) -> None:
     """Write straight to the place: a seeder needs no fsync, and its times belong to the data."""
     path = os.path.join(os.fsencode(root), name)
-    try:
-        file = open(path, "wb")
-    except FileNotFoundError:
-        os.makedirs(os.path.dirname(path))
-        file = open(path, "wb")
-    with file:
-        file.write(content)
+    for attempt in (1, 2):
+        try:
+            with open(path, "wb") as file:
+                file.write(content)
+            break
+        except FileNotFoundError:
+            if attempt == 2:
+                raise
+            os.makedirs(os.path.dirname(path))
     at = _BEGINNING + minute * _MINUTE
     os.utime(path, (at, at))
 
@@ -338,7 +340,9 @@ def _at(seconds: int, micro: int = 0) -> str:
     """A moment of 2026 for COPY: `epoch` arithmetic is quicker than datetime, and as exact."""
     days, rest = divmod(seconds, _DAY)
     fraction = f".{micro:06d}" if micro else ""
-    return f"{_dates()[days % 364]} {rest // 3600:02}:{rest // 60 % 60:02}:{rest % 60:02}{fraction}+00"
+    return (
+        f"{_dates()[days % 364]} {rest // 3600:02}:{rest // 60 % 60:02}:{rest % 60:02}{fraction}+00"
+    )
 
 
 def _iso(seconds: int) -> str:

@@ -18,13 +18,14 @@ sys.path.insert(0, BACKEND)
 
 from alembic.config import Config  # noqa: E402
 from alembic.script import ScriptDirectory  # noqa: E402
+from sqlalchemy import Connection, func, inspect, select  # noqa: E402
+from sqlalchemy.exc import SQLAlchemyError  # noqa: E402
+from sqlalchemy.orm import Session  # noqa: E402
+
 from app.memory_vault.rebuild_index import rows  # noqa: E402
 from app.memory_vault.storage import FOLDERS, VaultError, storage  # noqa: E402
 from app.models import Base, Campaign, Clip  # noqa: E402
 from app.settings import make_engine  # noqa: E402
-from sqlalchemy import Connection, func, inspect, select  # noqa: E402
-from sqlalchemy.exc import SQLAlchemyError  # noqa: E402
-from sqlalchemy.orm import Session  # noqa: E402
 
 VECTOR = 48
 _SHOWN = 5
@@ -87,7 +88,7 @@ def numbers(connection: Connection) -> str:
         ("campaigns_id_seq", "campaigns"),
         ("audits_id_seq", "audits"),
     ):
-        last, most = one(connection, f"SELECT last_value FROM {sequence}"), None
+        last = one(connection, f"SELECT last_value FROM {sequence}")
         most = one(connection, f"SELECT coalesce(max(id), 0) FROM {table}")
         expect(last >= most, f"{sequence} is at {last}, {table} already has {most}")
     return "sequences are ahead of their tables"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import enum
 from datetime import datetime
 from decimal import Decimal
-from typing import Any
+from typing import Any, ClassVar
 
 from sqlalchemy import (
     ARRAY,
@@ -29,7 +29,11 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, relationship
 class Base(DeclarativeBase):
     """Root of the models."""
 
-    type_annotation_map = {datetime: DateTime(timezone=True), dict[str, Any]: JSONB, str: Text}
+    type_annotation_map: ClassVar[dict[Any, Any]] = {
+        datetime: DateTime(timezone=True),
+        dict[str, Any]: JSONB,
+        str: Text,
+    }
 
 
 class CampaignStatus(enum.Enum):
@@ -103,7 +107,7 @@ class OrchestratorRun(Base):
     """One run of the orchestrator."""
 
     __tablename__ = "orchestrator_runs"
-    __table_args__ = {"postgresql_partition_by": "RANGE (started)"}
+    __table_args__ = ({"postgresql_partition_by": "RANGE (started)"},)
 
     id: Mapped[int] = mapped_column(BigInteger, primary_key=True, autoincrement=False)
     started: Mapped[datetime] = mapped_column(primary_key=True)

@@ -7,6 +7,7 @@ from logging.config import fileConfig
 from typing import Any
 
 from alembic import context
+
 from app.models import Base
 from app.settings import database_url, make_engine
 
