@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import os
 import shlex
+import signal
 import subprocess
 import sys
 import time
@@ -45,7 +46,7 @@ def main() -> int:
                 return status
             if not command:
                 return _wait(environ)
-            return _plain(subprocess.run(command, env=environ, check=False).returncode)
+            return _beside(command, environ)
     except StrongroomError as fault:
         print(f"embedded.py: {fault.what} {fault.do}", file=sys.stderr)
         return fault.exit_status
@@ -66,7 +67,17 @@ def _fill(environ: dict[str, str], size: str, vault: str | None) -> int:
         environ["VAULT_ROOT"] = vault
         if os.path.isdir(vault) and os.listdir(vault):
             seed.append("--database")
-    return _plain(subprocess.run(seed, env=environ, stdout=sys.stderr, check=False).returncode)
+    return _plain(
+        subprocess.run(seed, env=environ, stdout=subprocess.DEVNULL, check=False).returncode
+    )
+
+
+def _beside(command: list[str], environ: dict[str, str]) -> int:
+    """Run the command; what would end us ends it first, and the server last."""
+    with subprocess.Popen(command, env=environ) as child:
+        for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
+            signal.signal(number, lambda number, frame: child.send_signal(number))
+        return _plain(child.wait())
 
 
 def _wait(environ: dict[str, str]) -> int:
