@@ -35,12 +35,14 @@ END
 read_flags "$@"
 find_strongroom
 if [ "$mode" = --manual ] && [ -z "${VAULT_ROOT:-}" ]; then
+    use_development_parts vault
     VAULT_ROOT=/tmp/stakazo_memory_vault
-    BACKUP_DIR=${BACKUP_DIR:-/tmp/stakazo_backups/memory_vault}
-    export BACKUP_DIR VAULT_ROOT
     own_folder "$VAULT_ROOT"
-    embedded --size small --vault-at "$VAULT_ROOT" -- \
-        sh "$root/scripts/backup_memory_vault.sh" --manual
+    if [ -z "$(find "$VAULT_ROOT" -type f -print | head -n 1)" ]; then
+        (unset STAKAZO_VAULT && export VAULT_ROOT &&
+            "$python" "$platform/seed.py" --vault --size small) ||
+            fail 1 "the vault could not be filled"
+    fi
 fi
 require VAULT_ROOT BACKUP_DIR
 prepare

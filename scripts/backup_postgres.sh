@@ -33,9 +33,9 @@ END
 read_flags "$@"
 find_strongroom
 if [ "$mode" = --manual ] && [ -z "${DB_HOST:-}${DB_USER:-}${DB_NAME:-}${PGPASSWORD:-}" ]; then
-    BACKUP_DIR=${BACKUP_DIR:-/tmp/stakazo_backups/postgres}
-    export BACKUP_DIR
-    embedded --size small -- sh "$root/scripts/backup_postgres.sh" --manual
+    use_development_parts database
+    # Once more, beside an embedded server that ends with it; now DB_HOST and the others are set.
+    exec "$python" "$platform/embedded.py" --size small -- sh "$root/scripts/$program.sh" --manual
 fi
 require DB_HOST DB_USER DB_NAME BACKUP_DIR
 prepare

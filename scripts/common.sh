@@ -1,4 +1,4 @@
-# shellcheck shell=sh
+# shellcheck shell=sh disable=SC2034,SC2153,SC2154
 # What both scripts share; sourced, never run. POSIX sh.
 #
 # Rules: a secret is in the environment or in a file of mode 0600, never among the words of a
@@ -59,24 +59,23 @@ require() {
 
 # Development parts are made below /tmp: a folder there must be ours, whoever made it first.
 own_folder() {
-    mkdir -p -m 700 -- "$1" || fail 2 "$1 cannot be made"
+    mkdir -p -- "$1" || fail 2 "$1 cannot be made"
     [ -n "$(find "$1" -prune -type d -user "$(id -u)" ! -perm -0002)" ] ||
         fail 4 "$1 belongs to somebody else, or everybody may write to it"
 }
 
-# Run this script again beside an embedded PostgreSQL with the example platform in it.
-embedded() {
+# Where nothing is named: everything below /tmp/stakazo_backups, on the example platform.
+use_development_parts() {
+    platform=${STRONGROOM_EXAMPLES:-$root/examples}/stakazo
+    [ -f "$platform/seed.py" ] ||
+        fail 2 "no $1 is named, and the example platform is not in $platform"
     python=${STRONGROOM_PYTHON:-$(dirname -- "$strongroom")/python}
     [ -x "$python" ] || python=python3
-    platform=${STRONGROOM_EXAMPLES:-$root/examples}/stakazo
-    [ -f "$platform/embedded.py" ] ||
-        fail 2 "no database is named, and the example platform is not in $platform"
-    say 'nothing is named: working on development parts, an embedded PostgreSQL with made-up data'
+    say "no $1 is named: working on development parts with made-up data"
     own_folder /tmp/stakazo_backups
-    STAKAZO_DEVELOPMENT=1
+    BACKUP_DIR=${BACKUP_DIR:-/tmp/stakazo_backups/${program#backup_}}
     STRONGROOM_KEYS=${STRONGROOM_KEYS:-/tmp/stakazo_backups/keys}
-    export STAKAZO_DEVELOPMENT STRONGROOM_KEYS
-    exec "$python" "$platform/embedded.py" "$@"
+    export BACKUP_DIR STRONGROOM_KEYS
 }
 
 # Make BACKUP_DIR and the folder of the keys, and a private one that is gone at the end.
