@@ -36,7 +36,7 @@ read_flags "$@"
 find_strongroom
 if [ "$mode" = --manual ] && [ -z "${VAULT_ROOT:-}" ]; then
     use_development_parts vault
-    VAULT_ROOT=/tmp/stakazo_memory_vault
+    VAULT_ROOT=$parts/stakazo_memory_vault
     own_folder "$VAULT_ROOT"
     if [ -z "$(find "$VAULT_ROOT" -type f -print | head -n 1)" ]; then
         (unset STAKAZO_VAULT && export VAULT_ROOT &&

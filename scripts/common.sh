@@ -36,7 +36,7 @@ read_flags() {
                 [ -z "$mode" ] || fail 2 "$mode and $word do not go together; give one of them"
                 mode=$word
                 ;;
-            *) fail 2 "$word is not known; --help tells what is" ;;
+            *) fail 2 "'$word' is not known; --help tells what is" ;;
         esac
     done
     [ -n "$mode" ] || fail 2 "give --manual, --daily or --monthly; --help tells what they do"
@@ -64,7 +64,7 @@ own_folder() {
         fail 4 "$1 belongs to somebody else, or everybody may write to it"
 }
 
-# Where nothing is named: everything below /tmp/stakazo_backups, on the example platform.
+# Where nothing is named: everything below /tmp (or STAKAZO_PARTS), on the example platform.
 use_development_parts() {
     platform=${STRONGROOM_EXAMPLES:-$root/examples}/stakazo
     [ -f "$platform/seed.py" ] ||
@@ -72,9 +72,10 @@ use_development_parts() {
     python=${STRONGROOM_PYTHON:-$(dirname -- "$strongroom")/python}
     [ -x "$python" ] || python=python3
     say "no $1 is named: working on development parts with made-up data"
-    own_folder /tmp/stakazo_backups
-    BACKUP_DIR=${BACKUP_DIR:-/tmp/stakazo_backups/${program#backup_}}
-    STRONGROOM_KEYS=${STRONGROOM_KEYS:-/tmp/stakazo_backups/keys}
+    parts=${STAKAZO_PARTS:-/tmp}
+    own_folder "$parts/stakazo_backups"
+    BACKUP_DIR=${BACKUP_DIR:-$parts/stakazo_backups/${program#backup_}}
+    STRONGROOM_KEYS=${STRONGROOM_KEYS:-$parts/stakazo_backups/keys}
     export BACKUP_DIR STRONGROOM_KEYS
 }
 
