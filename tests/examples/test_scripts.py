@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from examples.conftest import BACKEND, ROOT, House, new_house
+from examples.conftest import BACKEND, ROOT, House
 from strongroom.errors import NotFound
 from strongroom.postgres.compare import compare_databases
 from strongroom.postgres.embedded import EmbeddedServer, find_server
@@ -363,7 +363,7 @@ psql -h ${{DB_HOST}} -U ${{DB_USER}} -d {target} -c "SELECT COUNT(*) FROM clips;
 
 @artefacts
 @sql
-def test_odd_names_and_passwords(cron: Cron, server: EmbeddedServer, tmp_path: Path) -> None:
+def test_odd_names_and_passwords(cron: Cron, server: EmbeddedServer, lived_in: House) -> None:
     from psycopg import sql as words  # noqa: PLC0415
 
     password = "p'\"\\ $(touch hacked) `id` ñ #"
@@ -374,7 +374,7 @@ def test_odd_names_and_passwords(cron: Cron, server: EmbeddedServer, tmp_path: P
         ):
             connection.execute(words.SQL(statement).format(words.Identifier(ODD), password))
         connection.execute(words.SQL("CREATE DATABASE {}").format(words.Identifier(ODD)))
-    cron.knows(new_house(server, tmp_path))
+    cron.knows(lived_in)
     odd = cron.root / ODD
     cron.environ |= {
         "DB_USER": ODD, "DB_NAME": ODD, "PGPASSWORD": password,
@@ -384,8 +384,7 @@ def test_odd_names_and_passwords(cron: Cron, server: EmbeddedServer, tmp_path: P
     assert password not in log
     assert len(list(odd.glob("postgres_backup_*.sql.gz"))) == 1
     cron.environ["VAULT_ROOT"] = f"{odd} vault"
-    (cron.root / f"{ODD} vault/audits").mkdir(parents=True)
-    (cron.root / f"{ODD} vault/audits/a").write_bytes(b"a")
+    shutil.copytree(lived_in.vault, f"{odd} vault", symlinks=True)
     cron.run(VAULT, "--manual")
     cron.run(VAULT, "--manual")
     assert len(list(odd.glob("memory_vault_*.tar.gz.enc"))) == 1
