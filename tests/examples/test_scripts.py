@@ -280,7 +280,7 @@ def test_a_key_that_is_wrong(cron: Cron, lived_in: House) -> None:
 def test_a_kms_that_is_not_there(cron: Cron, lived_in: House) -> None:
     cron.knows(lived_in).environ |= {
         "KMS_KEY_ID": "alias/stakazo", "AWS_ENDPOINT_URL_KMS": "http://127.0.0.1:9",
-        "AWS_ACCESS_KEY_ID": "a", "AWS_SECRET_ACCESS_KEY": "hunter2", "AWS_REGION": "eu-south-2",
+        "AWS_ACCESS_KEY_ID": "a", "AWS_SECRET_ACCESS_KEY": "hunter2", "AWS_DEFAULT_REGION": "eu-south-2",
     }  # fmt: skip
     assert "hunter2" not in cron.run(VAULT, "--monthly", status=7)
 
