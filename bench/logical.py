@@ -8,7 +8,7 @@ import shutil
 from bench.files import fresh
 from bench.measure import Row, Side, at_most, paired, ratio, run, size_of
 from bench.peers import Strongroom
-from strongroom.demo import database
+from strongroom.demo.platform import Platform
 from strongroom.postgres.embedded import EmbeddedServer, find_server
 
 CLIPS, RUNS, AUDITS = 1_680_000, 1_340_000, 670_000
@@ -19,18 +19,21 @@ def logical(work: str, times: int, scale: float = 1.0) -> list[Row]:
     home = f"{work}/pg"
     fresh(home)
     with EmbeddedServer(find_server(), home) as server:
-        clips = int(CLIPS * scale)
         with server.connect() as connection:
             connection.execute("CREATE DATABASE bench")
+        platform = Platform(server, "bench", f"{work}/no-vault")
+        platform.migrate()
+        platform.seed(
+            "--database",
+            f"--clips={int(CLIPS * scale)}",
+            f"--runs={int(RUNS * scale)}",
+            f"--audits={int(AUDITS * scale)}",
+        )
         with server.connect("bench") as connection:
-            database.fill(
-                connection, clips=clips, runs=int(RUNS * scale), audits=int(AUDITS * scale)
-            )
-            connection.execute("VACUUM ANALYZE")
             row = connection.execute("SELECT pg_database_size('bench')").fetchone()
             size = row[0] / 1e9 if row else 0.0
         rows = _compare(work, times, server, size)
-        rows += _second(work, server, clips)
+        rows += _second(work, server, platform)
     fresh(home)
     return rows
 
@@ -106,18 +109,16 @@ def _write_pipe(path: str) -> None:
         )
 
 
-def _second(work: str, server: EmbeddedServer, clips: int) -> list[Row]:
+def _second(work: str, server: EmbeddedServer, platform: Platform) -> list[Row]:
     """What a second backup stores after clustered and after scattered changes."""
     ours = _strongroom(work, server)
     ours.init()
     ours.backup("bench")
     first = size_of(ours.repository)
-    with server.connect("bench") as connection:
-        database.change(connection, clips=clips)
+    platform.seed("--change", "--database")
     ours.backup("bench")
     second = size_of(ours.repository) - first
-    with server.connect("bench") as connection:
-        database.scatter(connection)
+    platform.seed("--scatter")
     ours.backup("bench")
     third = size_of(ours.repository) - first - second
     fresh(ours.repository)

@@ -393,3 +393,16 @@ def test_schema_knows_every_key_and_no_null() -> None:
     assert schema["$defs"]["Secret"]["pattern"].startswith("^(env|file|cmd|systemd):")
     assert "null" not in json.dumps(schema)
     assert set(schema["$defs"]) >= {"Promise", "S3", "FilesTable", "PostgresTable"}
+
+
+def test_schedules_are_checked_and_belong_to_a_source(write: Write) -> None:
+    text = DESIGN.replace("method = ", 'schedule = "0 2 * * *"\nmethod = ')
+    loaded = load(config=write(text), environ={})
+    assert loaded.configuration.source["stakazo-db"].schedule == "0 2 * * *"
+    assert loaded.configuration.source["memory-vault"].schedule is None
+    assert faults_of(write(text.replace("0 2 *", "0 25 *"))) == [
+        (
+            "strongroom.toml:8: source.stakazo-db.schedule",
+            "has something in its hour that is not 0 to 23",
+        )
+    ]

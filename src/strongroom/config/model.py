@@ -16,12 +16,20 @@ import msgspec
 from msgspec import Meta, Struct
 
 from strongroom.config.secrets import KINDS, Secret, has_password, parse_secret
+from strongroom.rules.cron import check_schedule
 from strongroom.rules.durations import Duration, parse_duration
 
 SOURCE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", re.ASCII)
 SCHEMA_ID = "https://strongroom.dev/schema/strongroom-1.json"
 
 Jobs: TypeAlias = Annotated[int, Meta(ge=1, le=256)]
+Schedule: TypeAlias = Annotated[
+    str | None,
+    Meta(
+        description="When it is backed up: five fields as in crontab, in the zone of `timezone`. "
+        "So far it is only kept here and checked; cron or a timer starts the backups."
+    ),
+]
 
 
 class Promise(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -103,6 +111,7 @@ class PostgresTable(
         bool, Meta(description="Take the password hashes of roles too (needs a superuser).")
     ] = True
     unlogged: Annotated[bool, Meta(description="Take what unlogged tables hold too.")] = True
+    schedule: Schedule = None
     promise: Annotated[Promise, Meta(description="What is promised.")] = Promise()
 
 
@@ -120,6 +129,7 @@ class FilesTable(
     one_file_system: Annotated[
         bool, Meta(description="Do not descend into other file systems.")
     ] = False
+    schedule: Schedule = None
     promise: Annotated[Promise, Meta(description="What is promised.")] = Promise()
 
 
@@ -180,6 +190,8 @@ CHECKS: Mapping[tuple[type[Struct], str], Callable[[str], None]] = {
     (RepositoryTable, "url"): check_url,
     (PostgresTable, "dsn"): check_dsn,
     (FilesTable, "path"): check_folder,
+    (PostgresTable, "schedule"): check_schedule,
+    (FilesTable, "schedule"): check_schedule,
     (Configuration, "timezone"): check_zone,
 }
 

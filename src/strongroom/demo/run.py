@@ -14,13 +14,16 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-from strongroom.demo import database, vault
+from strongroom.demo.platform import Platform, find_platform
 from strongroom.errors import Damaged, StrongroomError
 from strongroom.files.compare import compare_trees
 from strongroom.postgres.compare import compare_databases
 from strongroom.postgres.embedded import EmbeddedServer
 
-CLIPS, RUNS, AUDITS, FILES = 200_000, 150_000, 150_000, 20_000
+_TABLES = (
+    "SELECT format('SELECT count(*) FROM ONLY %I', relname) FROM pg_class"
+    " WHERE relkind = 'r' AND relnamespace = 'public'::regnamespace"
+)
 
 _CONFIG = """\
 [repository]
@@ -60,8 +63,8 @@ class Demo:
     def __init__(self, work: str, say: Callable[[str], None], *, scale: float = 1.0) -> None:
         self._work = work
         self._say = say
-        self._clips, self._runs = int(CLIPS * scale), int(RUNS * scale)
-        self._audits, self._files = int(AUDITS * scale), int(FILES * scale)
+        self._vault = f"{work}/memory_vault"
+        self._size = f"--size={scale}"
         self.verdict = Verdict()
         self._env = {
             **os.environ,
@@ -72,32 +75,38 @@ class Demo:
 
     def run(self) -> Verdict:
         """Do it all."""
+        find_platform(os.environ)  # before a server is started
         server = EmbeddedServer()
         with server:
-            self._prepare(server)
+            platform = Platform(server, "stakazo", self._vault)
+            self._prepare(server, platform)
             self._command("init")
             for day in ("first", "second"):
                 if day == "second":
-                    self._change(server)
+                    self._change(platform)
                 for source in ("stakazo-db", "memory-vault"):
                     self._back_up(source, day)
             self._restore()
             self._compare(server)
+            self._smoke_test(server)
         self.verdict.repository = _size(f"{self._work}/repository")
         return self.verdict
 
-    def _prepare(self, server: EmbeddedServer) -> None:
+    def _prepare(self, server: EmbeddedServer, platform: Platform) -> None:
         from psycopg.conninfo import conninfo_to_dict, make_conninfo  # noqa: PLC0415
 
         major, minor = server.installation.version
-        with self._timed(f"filling an embedded PostgreSQL {major}.{minor} and a vault", "prepare"):
+        with self._timed(f"the platform on an embedded PostgreSQL {major}.{minor}", "prepare"):
             with server.connect() as connection:
                 connection.execute("CREATE DATABASE stakazo")
+            platform.migrate()
+            platform.seed(self._size)
             with server.connect("stakazo") as connection:
-                database.fill(connection, clips=self._clips, runs=self._runs, audits=self._audits)
                 size = connection.execute("SELECT pg_database_size('stakazo')").fetchone()
-            vault.fill(f"{self._work}/memory_vault", files=self._files)
-        self._say(f"    database {_mb(size[0] if size else 0)}, vault {self._files:,} files")
+        self._say(
+            f"    database {_mb(size[0] if size else 0)}, vault {_files(self._vault):,} files,"
+            f" {_mb(_size(self._vault))}"
+        )
         parts = conninfo_to_dict(server.dsn_for("stakazo"))
         password = parts.pop("password", None)
         if password is not None:
@@ -109,11 +118,9 @@ class Demo:
         with open(f"{self._work}/strongroom.toml", "w", encoding="utf-8") as file:
             file.write(text)
 
-    def _change(self, server: EmbeddedServer) -> None:
+    def _change(self, platform: Platform) -> None:
         with self._timed("a day's work: 2 % of the clips, 2 % of the files", "change"):
-            with server.connect("stakazo") as connection:
-                database.change(connection, clips=self._clips)
-            vault.change(f"{self._work}/memory_vault", files=self._files)
+            platform.seed("--change")
 
     def _back_up(self, source: str, day: str) -> None:
         result = self._command("backup", source, key=f"backup {source}, {day}")
@@ -140,10 +147,13 @@ class Demo:
                 os.fsencode(f"{self._work}/restored_vault"),
             )
             self.verdict.differences += [str(one) for one in trees]
-        self.verdict.rows = self._clips + self._clips // 100 + self._runs + self._audits + 2000
-        self.verdict.files = sum(
-            len(names) for _, _, names in os.walk(f"{self._work}/memory_vault")
-        )
+            self.verdict.rows = _rows(server, "stakazo_restored")
+        self.verdict.files = _files(f"{self._work}/restored_vault")
+
+    def _smoke_test(self, server: EmbeddedServer) -> None:
+        with self._timed("the platform's smoke tests on what was restored", "smoke tests"):
+            restored = Platform(server, "stakazo_restored", f"{self._work}/restored_vault")
+            self.verdict.differences += restored.smoke_test()
 
     def _command(self, *words: str, key: str | None = None) -> dict[str, Any]:
         """Run a real command in a process of its own; return the result document."""
@@ -224,6 +234,16 @@ def _result(said: bytes) -> dict[str, Any]:
     text = said if said.startswith(b"{\n") else said.splitlines()[-1]
     result: dict[str, Any] = json.loads(text)
     return result
+
+
+def _rows(server: EmbeddedServer, database: str) -> int:
+    with server.connect(database) as connection:
+        queries = [query for (query,) in connection.execute(_TABLES).fetchall()]
+        return sum(int((connection.execute(query).fetchone() or (0,))[0]) for query in queries)
+
+
+def _files(path: str) -> int:
+    return sum(len(names) for _, _, names in os.walk(path))
 
 
 def _size(path: str) -> int:

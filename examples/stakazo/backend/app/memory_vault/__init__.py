@@ -1,0 +1,1 @@
+"""The Memory Vault: five folders of files, and an index of them in the database."""
