@@ -12,7 +12,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from strongroom.config.model import S3, Configuration, FilesTable, PostgresTable, SourceTable
 from strongroom.config.secrets import Secret, read_private, resolve
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from strongroom.keys.aws_kms import AwsKmsHolder
     from strongroom.keys.base import KeyHolder
     from strongroom.postgres.logical.source import LogicalSource
+    from strongroom.postgres.rights import Rights
     from strongroom.repository.ports import Sink, Source
     from strongroom.repository.repository import Repository
     from strongroom.repository.seams import Seams
@@ -354,6 +355,62 @@ def probe_source(
             one_file_system=table.one_file_system,
         )
     return _database_source(name, table, environ, None).probe()
+
+
+def judge_remote(
+    configuration: Configuration, environ: Mapping[str, str], path: str
+) -> tuple[Literal["ok", "warn", "FAIL"], str, str]:
+    """How the remote of a source is set up, for `doctor`; no secret is in the answer."""
+    from strongroom.files.rclone.accounts import lacks_storage, name_of, options_of  # noqa: PLC0415
+
+    remote = check_remote(path)
+    remotes = rclone(configuration, environ).remotes()
+    options = options_of(remote, remotes, environ)
+    kind = options.get("type") or "on the fly"
+    if lacks_storage(options):
+        return (
+            "FAIL",
+            f"{name_of(remote)} is Google Drive as a service account, which has no storage of its "
+            "own: nothing can be restored to it",
+            "Use a Shared Drive (`team_drive`) or domain-wide delegation (`impersonate`).",
+        )
+    key_file = options.get("service_account_file")
+    if key_file and not os.access(os.path.expanduser(key_file), os.R_OK):
+        return (
+            "FAIL",
+            f"the key file of {name_of(remote)} cannot be read: {key_file}",
+            "Correct `service_account_file` of the remote, or its rights.",
+        )
+    return "ok", f"{name_of(remote) or remote} is of type {kind}", ""
+
+
+def client_tools(
+    table: PostgresTable,
+) -> tuple[Literal["ok", "warn", "FAIL"], str, str]:
+    """Which client programs a database source has, and which of them are unsafe."""
+    from strongroom.postgres.clients import Clients, faults  # noqa: PLC0415
+
+    good: list[str] = []
+    bad: list[str] = []
+    for item in Clients.found(table.bin_dir).installed:
+        version = f"{item.version[0]}.{item.version[1]}"
+        found = faults(item.version, "dump")
+        if found:
+            bad.append(f"{version} ({', '.join(fault.id for fault in found)})")
+        else:
+            good.append(version)
+    install = 'Install the newest PostgreSQL client tools, or `pip install "strongroom[demo]"`.'
+    aside = f"; not used, for published vulnerabilities: {', '.join(bad)}" if bad else ""
+    if not good:
+        return "FAIL", f"no pg_dump that is safe to use{aside}", install
+    return "ok", f"pg_dump {', '.join(good)}{aside}", ""
+
+
+def database_rights(table: PostgresTable, database: str, *, environ: Mapping[str, str]) -> Rights:
+    """What the role of a database source may not read in one database."""
+    from strongroom.postgres.rights import rights  # noqa: PLC0415
+
+    return rights(table.dsn, database, _text(table.password, environ))
 
 
 @dataclass(frozen=True, slots=True)
