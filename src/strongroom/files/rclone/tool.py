@@ -501,6 +501,10 @@ _SIGNS: list[tuple[str, re.Pattern[str]]] = [
         ),
     ),
     (
+        "unreachable",  # Google says these with status 403
+        re.compile(r"rateLimitExceeded|rate limit exceeded|too many requests", re.I),
+    ),
+    (
         "denied",
         re.compile(
             r"invalid_grant|invalid_client|unauthorized|couldn't fetch token|token (?:has )?expired"
