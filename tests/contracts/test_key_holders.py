@@ -34,7 +34,7 @@ HOLDERS: dict[str, Callable[[int], KeyHolder]] = {
     "passphrase": lambda n: PassphraseHolder(b"correct horse %d" % n, cost=CHEAP),
     "keyfile": lambda n: KeyFileHolder(bytes([n]) * 32),
     "recovery-code": lambda n: RecoveryCodeHolder(bytes([n]) * 20),
-    "aws-kms": lambda n: kms_holder(n),
+    "aws-kms": kms_holder,
 }
 
 
