@@ -1,0 +1,117 @@
+"""doctor: one line a precondition, each failure with its remedy, exit 4 when something fails."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from acceptance.conftest import Desk
+from acceptance.test_cloud import make
+from servers import KmsServer
+
+
+def checks(desk: Desk, status: int, **options: Any) -> dict[str, dict[str, str]]:
+    document = desk.run("doctor", "--json", status=status, **options).document
+    assert document["type"] == "doctor" and document["exit"] == status
+    assert document["failed"] == sum(c["state"] == "FAIL" for c in document["checks"])
+    return {check["item"]: check for check in document["checks"]}
+
+
+def test_all_is_well(filled: Desk) -> None:
+    done = filled.run("doctor")
+    assert "FAIL" not in done.text and "ok    repository keys: opens as a reader" in done.text
+    found = checks(filled, 0)
+    assert {"configuration", "secret repository.passphrase", "repository", "repository room",
+            "repository storage", "cache folder", "source vault"} <= set(found)  # fmt: skip
+    assert not list(filled.repository.rglob("probe/*/*"))
+
+
+def test_each_fault_is_found_and_none_hides_another(filled: Desk) -> None:
+    text = filled.config.read_text().replace(str(filled.vault), "/nowhere")
+    filled.config.write_text(
+        text + '[source.db]\ntype = "postgres"\ndsn = "postgresql://x@127.0.0.1:1/db"\n'
+        'password = "env:NOT_SET"\n'
+    )
+    blocked = filled.root / "file"
+    blocked.write_text("")
+    found = checks(filled, 4, env={"STRONGROOM_CACHE_DIR": str(blocked / "cache")})
+    failed = {item for item, check in found.items() if check["state"] == "FAIL"}
+    assert failed == {"secret source.db.password", "cache folder", "source vault", "source db"}
+    assert all(found[item]["do"] for item in failed)
+    assert found["repository keys"]["state"] == "ok"
+
+
+def test_wrong_passphrase(filled: Desk) -> None:
+    found = checks(filled, 4, env={"STRONGROOM_PASSPHRASE": "wrong"})
+    assert found["repository keys"]["state"] == "FAIL" and found["source vault"]["state"] == "ok"
+
+
+def test_no_repository_and_a_faulty_configuration(desk: Desk) -> None:
+    assert checks(desk, 4)["repository"]["state"] == "FAIL"
+    desk.config.write_text("nonsense = 1\n[source.x]\n")
+    found = checks(desk, 4)
+    assert list(found) == ["configuration"] and "nonsense" in found["configuration"]["what"]
+
+
+def test_a_key_file_that_others_can_read(filled: Desk) -> None:
+    filled.run("key", "add", "host", "--new-key-file", "host.key")
+    (filled.root / "host.key").chmod(0o644)
+    found = checks(filled, 4, env={"STRONGROOM_KEY_FILE": str(filled.root / "host.key")})
+    assert "chmod 600" in found["key file"]["do"]
+
+
+def test_remotes(desk: Desk) -> None:
+    plain = make(desk, "plain:")
+    found = checks(plain, 0)
+    assert found["rclone"]["state"] == found["source vault"]["state"] == "ok"
+    assert "local" in found["source vault remote"]["what"]
+    with (plain.root / "rclone.conf").open("a") as file:
+        file.write(
+            "[gdrive]\ntype = drive\nservice_account_file = sa.json\nclient_secret = hunter2\n"
+        )
+    with plain.config.open("a") as file:
+        file.write(
+            '[source.drive]\ntype = "files"\npath = "rclone:gdrive:/stakazo/memory_vault/"\n'
+        )
+    done = plain.run("doctor", status=4)
+    assert "no storage of its own" in done.text and "Shared Drive" in done.text
+    assert "hunter2" not in done.text + done.stderr
+    plain.config.write_text('rclone_bin = "missing"\n' + plain.config.read_text().split("\n", 1)[1])
+    assert checks(plain, 4)["rclone"]["state"] == "FAIL"
+
+
+def test_the_state_of_a_kms_key(filled: Desk, moto_kms: KmsServer) -> None:
+    key = moto_kms.new_key()
+    env = {**moto_kms.environ, "KMS_KEY_ID": key}
+    assert "wraps and opens" in checks(filled, 0, env=env)["KMS key"]["what"]
+    moto_kms.client().disable_key(KeyId=key)
+    found = checks(filled, 4, env=env)["KMS key"]
+    assert "Disabled" in found["what"] and "enable-key" in found["do"]
+    down = {**env, "AWS_ENDPOINT_URL_KMS": "http://127.0.0.1:1"}
+    assert "does not answer" in checks(filled, 4, env=down)["KMS key"]["what"]
+
+
+def test_rights_in_a_database(filled: Desk, tmp_path: Path) -> None:
+    from strongroom.errors import StrongroomError
+    from strongroom.postgres.embedded import EmbeddedServer
+
+    try:
+        server = EmbeddedServer(durable=False)
+    except StrongroomError as missing:
+        pytest.skip(f"no PostgreSQL server can be had: {missing.what}")
+    with server, server.connect() as connection:
+        connection.execute("CREATE ROLE poor LOGIN")
+        connection.execute("CREATE TABLE hidden (a int)")
+        dsn = f"host={server.host} port={server.port} user={{}} dbname=postgres sslmode=disable"
+        with filled.config.open("a") as file:
+            for name, user in (("rich", server.user), ("poor", "poor")):
+                file.write(f'[source.{name}]\ntype = "postgres"\ndsn = "{dsn.format(user)}"\n')
+                file.write('password = "env:DATABASE_PASSWORD"\n')
+        connection.execute(f"ALTER ROLE poor PASSWORD '{server.password}'")
+        found = checks(filled, 4, env={"DATABASE_PASSWORD": server.password})
+    assert found["source rich"]["state"] == "ok", found
+    assert "public.hidden" in found["source poor"]["what"]
+    assert "pg_read_all_data" in found["source poor"]["do"]
+    assert "pg_dump" in found["source rich tools"]["what"]
