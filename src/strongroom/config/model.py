@@ -16,8 +16,8 @@ import msgspec
 from msgspec import Meta, Struct
 
 from strongroom.config.secrets import KINDS, Secret, has_password, parse_secret
-from strongroom.rules.cron import check_schedule
 from strongroom.files.rclone.tool import check_remote, is_remote
+from strongroom.rules.cron import check_schedule
 from strongroom.rules.durations import Duration, parse_duration
 
 SOURCE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", re.ASCII)
