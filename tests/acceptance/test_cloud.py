@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 
@@ -108,8 +109,6 @@ def make(desk: Desk, remote: str) -> Desk:
 
 
 def rclone(desk: Desk, program: str, *words: str) -> str:
-    import subprocess
-
     environ = {**desk.environ, "RCLONE_CONFIG": str(desk.root / "rclone.conf")}
     done = subprocess.run([program, *words], env=environ, capture_output=True, check=True)
     return done.stdout.decode().strip()
@@ -234,8 +233,6 @@ def test_a_remote_that_cannot_be_had(plain: Desk, remote: str, status: int, code
 def test_an_encrypted_configuration_of_rclone(plain: Desk) -> None:
     environ = {"RCLONE_CONFIG_PASS": "open sesame"}
     path = plain.root / "rclone.conf"
-    import subprocess
-
     subprocess.run(
         [rclone_program(), "config", "encryption", "set", "--config", str(path),
          "--password-command", "echo open sesame"],

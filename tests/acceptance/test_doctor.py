@@ -9,7 +9,10 @@ import pytest
 
 from acceptance.conftest import Desk
 from acceptance.test_cloud import make
+from acceptance.test_postgres import password_of
 from servers import KmsServer
+from strongroom.errors import StrongroomError
+from strongroom.postgres.embedded import EmbeddedServer
 
 
 def checks(desk: Desk, status: int, **options: Any) -> dict[str, dict[str, str]]:
@@ -25,7 +28,7 @@ def test_all_is_well(filled: Desk) -> None:
     found = checks(filled, 0)
     assert {"configuration", "secret repository.passphrase", "repository", "repository room",
             "repository storage", "cache folder", "source vault"} <= set(found)  # fmt: skip
-    assert not list(filled.repository.rglob("probe/*/*"))
+    assert not [path for path in filled.repository.rglob("clock*") if path.is_file()]
 
 
 def test_each_fault_is_found_and_none_hides_another(filled: Desk) -> None:
@@ -86,7 +89,7 @@ def test_the_state_of_a_kms_key(filled: Desk, moto_kms: KmsServer) -> None:
     key = moto_kms.new_key()
     env = {**moto_kms.environ, "KMS_KEY_ID": key}
     assert "wraps and opens" in checks(filled, 0, env=env)["KMS key"]["what"]
-    moto_kms.client().disable_key(KeyId=key)
+    moto_kms.client().disable_key(KeyId=key.rpartition("/")[2])
     found = checks(filled, 4, env=env)["KMS key"]
     assert "Disabled" in found["what"] and "enable-key" in found["do"]
     down = {**env, "AWS_ENDPOINT_URL_KMS": "http://127.0.0.1:1"}
@@ -94,9 +97,6 @@ def test_the_state_of_a_kms_key(filled: Desk, moto_kms: KmsServer) -> None:
 
 
 def test_rights_in_a_database(filled: Desk, tmp_path: Path) -> None:
-    from strongroom.errors import StrongroomError
-    from strongroom.postgres.embedded import EmbeddedServer
-
     try:
         server = EmbeddedServer(durable=False)
     except StrongroomError as missing:
@@ -104,13 +104,14 @@ def test_rights_in_a_database(filled: Desk, tmp_path: Path) -> None:
     with server, server.connect() as connection:
         connection.execute("CREATE ROLE poor LOGIN")
         connection.execute("CREATE TABLE hidden (a int)")
-        dsn = f"host={server.host} port={server.port} user={{}} dbname=postgres sslmode=disable"
+        dsn = f"host={server.socket_directory} port={server.port} user={{}} dbname=postgres sslmode=disable"
         with filled.config.open("a") as file:
             for name, user in (("rich", server.user), ("poor", "poor")):
                 file.write(f'[source.{name}]\ntype = "postgres"\ndsn = "{dsn.format(user)}"\n')
                 file.write('password = "env:DATABASE_PASSWORD"\n')
-        connection.execute(f"ALTER ROLE poor PASSWORD '{server.password}'")
-        found = checks(filled, 4, env={"DATABASE_PASSWORD": server.password})
+        password = password_of(server)
+        connection.execute(f"ALTER ROLE poor PASSWORD '{password}'")
+        found = checks(filled, 4, env={"DATABASE_PASSWORD": password})
     assert found["source rich"]["state"] == "ok", found
     assert "public.hidden" in found["source poor"]["what"]
     assert "pg_read_all_data" in found["source poor"]["do"]
