@@ -63,12 +63,12 @@ start = [[{python}, "tool.py", {root}, "start"]]
 migrate = {{ argv = [{python}, "tool.py", {root}, "migrate", "{migrate}"], cwd = "." }}
 checks = ["SELECT count(*) FROM campaigns", "SELECT count(*) > 0 FROM clips"]
 
-[source.vault]
+[source.{vault_name}]
 type = "files"
 path = {vault}
 promise = {{ rpo = "31d", rto = "24h", keep = "12 months" }}
 
-[source.vault.runbook]
+[source.{vault_name}.runbook]
 stop = [[{python}, "tool.py", {root}, "stop"]]
 start = [[{python}, "tool.py", {root}, "start"]]
 rebuild_index = {{ argv = [{python}, "tool.py", {root}, "rebuild", "{{path}}"], cwd = "." }}
@@ -90,6 +90,7 @@ class Platform(Desk):
 
     server: EmbeddedServer
     name: str
+    vault_name = "vault"
 
     def setup(self, server: EmbeddedServer, name: str) -> Platform:
         self.server, self.name = server, name
@@ -104,7 +105,7 @@ class Platform(Desk):
         self.sql(name, "CREATE TABLE clips AS SELECT n FROM generate_series(1, 50) n")
         self.sql(name, f"INSERT INTO campaigns SELECT n, 'c' FROM generate_series(1, {ROWS}) n")
         fill(self.vault)
-        self.run("init", "--quiet")
+        self.run("init", "--kit", "kit.txt", "--quiet")
         self.run("backup", "--all")
         (self.root / "up").touch()
         self.sql(name, "DELETE FROM campaigns WHERE id > 10")
@@ -128,7 +129,10 @@ class Platform(Desk):
         }
         self.config.write_text(
             CONFIG.format(
-                rto=rto, migrate=migrate, **{key: json.dumps(str(v)) for key, v in words.items()}
+                rto=rto,
+                migrate=migrate,
+                vault_name=self.vault_name,
+                **{key: json.dumps(str(v)) for key, v in words.items()},
             )
         )
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 import contextlib
 import os
 import shlex
+import shutil
 import signal
 import subprocess
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import IO
 
-from strongroom.errors import StrongroomError
+from strongroom.errors import Refused, StrongroomError
 
 _TAIL = 4096
 _PATIENCE = 10.0
@@ -56,6 +57,24 @@ def run_command(
         how = f"exit status {status}" if status > 0 else f"signal {-status}"
         last = f": {' | '.join(said[-3:])}" if said else ", and said nothing"
         raise StrongroomError(f"`{shown}` ended with {how}{last}.")
+
+
+def refuse_unknown(commands: Iterable[tuple[Sequence[str], str | None]]) -> None:
+    """Refused when a command, of words and folder, could not be started."""
+    for argv, cwd in commands:
+        if cwd is not None and not os.path.isdir(cwd):
+            raise Refused(
+                f"The folder {cwd!r} of `{shlex.join(argv)}` is not there.",
+                do="Correct `cwd` in the configuration.",
+            )
+        program = argv[0]
+        if "/" in program and not os.path.isabs(program):
+            program = os.path.join(cwd or os.curdir, program)
+        if shutil.which(program) is None:
+            raise Refused(
+                f"`{argv[0]}` is no program that can be run here.",
+                do="Correct the command in the configuration, or $PATH.",
+            )
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:

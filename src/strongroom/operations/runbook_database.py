@@ -15,6 +15,7 @@ from typing import Any
 from strongroom.config.model import Command, PostgresRunbook
 from strongroom.errors import Damaged, Refused, StrongroomError
 from strongroom.operations.back_up import back_up
+from strongroom.operations.commands import refuse_unknown
 from strongroom.operations.restore import restore
 from strongroom.operations.runbook import Action, Record, Work
 from strongroom.operations.verify_snapshot import verify_snapshot
@@ -81,6 +82,9 @@ class DatabaseRunbook:
 
         `ours` says that what stands under the name beside is of our own earlier run.
         """
+        migrate = self.table.migrate
+        refuse_unknown([(argv, None) for argv in (*self.table.stop, *self.table.start)])
+        refuse_unknown([] if migrate is None else [(migrate.argv, migrate.cwd)])
         self.server.refuse_unfit(facts["name"])
         found = self.server.oids(facts["beside"], facts["old"])
         if not ours and found:
@@ -107,6 +111,7 @@ class DatabaseRunbook:
             found = self.server.oids(record.facts["name"], record.facts["beside"])
             if found.get(record.facts["name"]) != oid or oid is None:
                 self.server.drop(record.facts["beside"])
+            self.server.open(record.facts["name"])
         self.server.drop_unfinished(record.facts["beside"])
         self.server.drop_unfinished(record.facts["name"])
 

@@ -16,6 +16,7 @@ from typing import Any
 from strongroom.config.model import FilesRunbook
 from strongroom.errors import Damaged, Refused
 from strongroom.files import exchange
+from strongroom.operations.commands import refuse_unknown
 from strongroom.operations.restore import restore
 from strongroom.operations.runbook import Action, Record, Work
 from strongroom.operations.runbook_database import Run, fill_in, show_command
@@ -65,6 +66,9 @@ class VaultRunbook:
     def preflight(self, facts: Mapping[str, Any], *, drop_first: bool, ours: bool) -> None:
         """Refused when it can be known that the run would not come to its end."""
         del drop_first
+        rebuild = self.table.rebuild_index
+        refuse_unknown([(argv, None) for argv in (*self.table.stop, *self.table.start)])
+        refuse_unknown([] if rebuild is None else [(rebuild.argv, rebuild.cwd)])
         exchange.refuse_unfit(os.fsencode(facts["name"]))
         for path in (facts["beside"], facts["old"]):
             if not ours and os.path.lexists(path):
@@ -86,10 +90,12 @@ class VaultRunbook:
     def forget(self, record: Record) -> None:
         """Remove what an unfinished run made beside; nothing that is or was in use."""
         facts = record.facts
-        staging = os.fsencode(facts["beside"])
+        path, staging, old = (os.fsencode(facts[key]) for key in ("name", "beside", "old"))
         new = facts.get("staging")
         if record.book.condition != "untouched" and exchange.identity(staging) != new:
-            return  # the old tree, in the instant before it had its name
+            # The old tree, in the instant before it had its name.
+            exchange.put_in_place(staging, path, old, new=exchange.identity(path) or [])
+            return
         _remove(staging)
 
     def settle(self, record: Record) -> None:

@@ -69,6 +69,12 @@ class Exchange:
         with connect(self._conninfo) as connection, translated(self._conninfo):
             connection.execute(_WHO, [name])
 
+    def open(self, name: str) -> None:
+        """Let everybody into a database again, where a run was killed while it changed names."""
+        with connect(self._conninfo) as connection, translated(self._conninfo):
+            if name in self.oids(name):
+                _allow(connection, name, "true")
+
     def drop(self, name: str) -> bool:
         """Drop a database and whoever is connected to it; False when there was none."""
         there = name in self.oids(name)
