@@ -32,7 +32,9 @@ root, word, *rest = sys.argv[1:]
 with open(os.path.join(root, "log"), "a") as log:
     print(word, *rest, file=log, flush=True)
 if os.path.exists(os.path.join(root, "hang-" + word)):
-    time.sleep(600)
+    while os.path.exists(os.path.join(root, "hang-" + word)):
+        time.sleep(0.05)
+    sys.exit()
 if os.path.exists(os.path.join(root, "break-" + word)):
     sys.exit(f"{word} does not work today")
 up = os.path.join(root, "up")
