@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
+import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -547,3 +549,100 @@ def test_on_a_terminal_the_checklist_is_shown(platform: Platform) -> None:
     status, shown = on_terminal(platform, ["restore", "vault", "--runbook"], [])
     assert status == 0, shown
     assert shown.count(b"[x]") == 8
+
+
+# -- the ground goes away --------------------------------------------------------------------
+
+
+def test_a_server_that_goes_down_in_the_middle(platform: Platform) -> None:
+    platform.toggle("hang-migrate")
+    process = platform.start("restore", "stakazo-db", "--runbook")
+    while "migrate" not in platform.log():
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.05)
+    try:
+        platform.server.stop(immediate=True)
+        platform.toggle("hang-migrate", on=False)
+        _, said = process.communicate(timeout=120)
+    finally:
+        platform.server.start()
+    assert process.returncode == 7, said
+    assert b"as it was" in said
+    assert not platform.up
+    assert platform.rows() == 10
+    platform.book("--resume")
+    restored(platform)
+
+
+def test_a_vault_without_room_beside_is_refused(platform: Platform, tmp_path: Path) -> None:
+    small = tmp_path / "small"
+    small.mkdir()
+    mount = shutil.which("mount")
+    words = [str(mount), "-t", "tmpfs", "-o", "size=100k", "tmpfs", str(small)]
+    if mount is None or subprocess.run(words, capture_output=True, check=False).returncode:
+        pytest.skip("a small file system cannot be mounted here")
+    try:
+        platform.vault = small / "vault"
+        platform.write()
+        done = platform.book(source="vault", status=4)
+        assert "bytes free" in done.error_lines[0]
+        assert platform.log() == []
+        assert os.listdir(small) == []
+    finally:
+        subprocess.run(["umount", str(small)], check=True)
+
+
+def test_a_mount_point_is_refused_with_the_other_way(platform: Platform) -> None:
+    platform.vault = Path("/proc")
+    platform.write()
+    done = platform.book(source="vault", status=4)
+    assert "mount point" in done.error_lines[0]
+    assert "--in-place" in done.error_lines[2]
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ('"tool.py", {root}, "stop"', '"x"'),
+        ("{python}, ", '"no-such-program", '),
+        ('cwd = "."', 'cwd = "nosuch"'),
+    ],
+)
+def test_commands_that_cannot_run_are_refused_first(platform: Platform, old: str, new: str) -> None:
+    words = {"root": json.dumps(str(platform.root)), "python": json.dumps(sys.executable)}
+    text = platform.config.read_text().replace(old.format(**words), new)
+    platform.config.write_text(text)
+    done = platform.book(status=4 if new != '"x"' else 1)
+    assert platform.rows() == 10
+    assert new == '"x"' or "Nothing was changed" in done.error_lines[1]
+    assert platform.log() == []
+
+
+def test_a_journal_that_cannot_be_read_is_no_reason_to_guess(platform: Platform) -> None:
+    platform.book(source="vault")
+    (journal,) = platform.home.rglob("runbook/*.json")
+    journal.write_text("{")
+    assert "cannot be read" in platform.book(source="vault", status=4).error_lines[0]
+
+
+def test_a_run_cut_off_in_the_exchange_loses_no_tree(platform: Platform) -> None:
+    """Exchanged, and not yet given its name: what is beside is then the old tree."""
+    platform.toggle("break-stop")
+    platform.book(source="vault", status=1)
+    platform.toggle("break-stop", on=False)
+    beside = Path(f"{platform.vault}.restoring")
+    (journal,) = platform.home.rglob("runbook/*.json")
+    body = json.loads(journal.read_text())
+    for step in body["book"]["steps"]:
+        if step["key"] in ("stop", "swap"):
+            step |= {"state": "done" if step["key"] == "stop" else "running", "attempts": 1}
+    body["kept"] = [body["facts"]["old"]]
+    journal.write_text(json.dumps(body))
+    meanwhile = platform.root / "meanwhile"
+    beside.rename(meanwhile)
+    platform.vault.rename(beside)
+    meanwhile.rename(platform.vault)
+    platform.book("--start-over", source="vault")
+    trees = [p for p in platform.root.iterdir() if ".before_" in p.name]
+    assert any((tree / "added").exists() for tree in trees)
+    assert json.loads((platform.vault / "audits/00.json").read_text()) == {"number": 0}
