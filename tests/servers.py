@@ -6,6 +6,7 @@ its own free ports and its own directory, so that sessions can run side by side.
 
 from __future__ import annotations
 
+import atexit
 import json
 import logging
 import os
@@ -17,11 +18,14 @@ import time
 import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from strongroom.errors import StrongroomError
+from strongroom.keys.aws_kms import AwsKmsHolder
 from strongroom.storage.location import Location
 from strongroom.storage.object_store import ObjectStorage, Patience
 
@@ -71,6 +75,84 @@ def moto_s3() -> Iterator[S3Server]:
         yield S3Server(endpoint, "moto", "moto")
     finally:
         running.stop()
+
+
+@dataclass(frozen=True)
+class KmsServer:
+    """moto's KMS over HTTP. It checks key, context and tag, not credentials or whether a key is
+    enabled; the tests for those use `kms_answers`."""
+
+    endpoint: str
+    region: str = "us-east-1"
+
+    @property
+    def environ(self) -> dict[str, str]:
+        """What a process needs to find it."""
+        return {
+            "AWS_ACCESS_KEY_ID": "moto",
+            "AWS_SECRET_ACCESS_KEY": "motos-secret",
+            "AWS_DEFAULT_REGION": self.region,
+            "AWS_ENDPOINT_URL_KMS": self.endpoint,
+            "AWS_EC2_METADATA_DISABLED": "true",
+        }
+
+    def client(self) -> Any:
+        """A client to make and change keys with."""
+        import boto3  # noqa: PLC0415
+
+        return boto3.client(
+            "kms",
+            endpoint_url=self.endpoint,
+            region_name=self.region,
+            aws_access_key_id="moto",
+            aws_secret_access_key="motos-secret",
+        )
+
+    def new_key(self) -> str:
+        """The ARN of a new key."""
+        arn: str = self.client().create_key()["KeyMetadata"]["Arn"]
+        return arn
+
+    def holder(self, key: str, **bounds: Any) -> AwsKmsHolder:
+        return AwsKmsHolder(
+            key,
+            endpoint=self.endpoint,
+            region=self.region,
+            access_key_id="moto",
+            secret_access_key="motos-secret",
+            **bounds,
+        )
+
+
+@cache
+def kms_server() -> KmsServer:
+    """One for the whole session; a skip when it cannot be had."""
+    pytest.importorskip("boto3", reason="boto3 is not installed")
+    server = pytest.importorskip("moto.server", reason="moto[server] is not installed")
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)
+    running = server.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    running.start()
+    atexit.register(running.stop)
+    host, port = running.get_host_and_port()
+    return KmsServer(f"http://{host}:{port}")
+
+
+@cache
+def kms_key(number: int) -> str:
+    """The ARN of one of the session's keys."""
+    del number
+    return kms_server().new_key()
+
+
+@cache
+def kms_holder(number: int) -> AwsKmsHolder:
+    """The holder of one of the session's keys; making a client takes longer than asking."""
+    return kms_server().holder(kms_key(number))
+
+
+@pytest.fixture(scope="session")
+def moto_kms() -> KmsServer:
+    return kms_server()
 
 
 @pytest.fixture(scope="session")

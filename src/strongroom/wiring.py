@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
 
@@ -20,12 +20,17 @@ from strongroom.config.loading import SECRET_VARIABLES
 from strongroom.config.model import S3, Configuration, FilesTable, PostgresTable, SourceTable
 from strongroom.config.secrets import Secret, read_private, resolve
 from strongroom.errors import ConfigError, UsageError
+from strongroom.files.rclone.tool import check_remote, is_remote
 
 if TYPE_CHECKING:
+    from strongroom.files.rclone.source import RcloneSource
+    from strongroom.files.rclone.tool import Rclone
+    from strongroom.keys.aws_kms import AwsKmsHolder
     from strongroom.keys.base import KeyHolder
     from strongroom.operations.runbook_database import DatabaseRunbook
     from strongroom.operations.runbook_vault import VaultRunbook
     from strongroom.postgres.logical.source import LogicalSource
+    from strongroom.postgres.rights import Rights
     from strongroom.repository.catalogue import Snapshot
     from strongroom.repository.ports import Sink, Source
     from strongroom.repository.repository import Repository
@@ -82,9 +87,25 @@ def holders(configuration: Configuration, environ: Mapping[str, str]) -> list[Ke
         found.append(key_file_holder(table.key_file))
     if table.recovery_code is not None:
         found.append(recovery_code_holder(resolve(table.recovery_code, environ)))
-    if table.passphrase is not None:  # last: it costs half a second and 64 MiB to try
+    if table.passphrase is not None:  # late: it costs half a second and 64 MiB to try
         found.append(passphrase_holder(resolve(table.passphrase, environ)))
+    if table.kms_key is not None:  # last: it is asked only if nothing else opens
+        found.append(kms_holder(configuration))
     return found
+
+
+def kms_holder(configuration: Configuration, key: str | None = None) -> AwsKmsHolder:
+    """The holder of a KMS key: `key`, else the one that is configured."""
+    from strongroom.keys.aws_kms import AwsKmsHolder  # noqa: PLC0415
+
+    table = configuration.repository
+    chosen = key or table.kms_key
+    if chosen is None:
+        raise ConfigError(
+            "No KMS key is named.",
+            do="Write `kms_key` under [repository] in strongroom.toml, or set KMS_KEY_ID.",
+        )
+    return AwsKmsHolder(chosen, endpoint=table.kms_endpoint, region=table.kms_region)
 
 
 def passphrase_holder(passphrase: bytes) -> KeyHolder:
@@ -149,8 +170,12 @@ def make_source(
     cache_dir: str,
     environ: Mapping[str, str],
     jobs: int | None,
+    configuration: Configuration | None = None,
 ) -> Source:
     """The source that a table describes; without a repository it keeps no change cache."""
+    if isinstance(table, FilesTable) and is_remote(table.path):
+        program = rclone(configuration or Configuration(), environ, jobs=jobs)
+        return _remote_source(name, table, repository, cache_dir, program)
     if isinstance(table, FilesTable):
         return _file_source(name, table, repository, cache_dir)
     return _database_source(name, table, environ, jobs)
@@ -173,6 +198,45 @@ def _file_source(
         cache_dir=None if folder is None else os.fsencode(folder),
         repository="" if repository is None else repository.identity.id.hex(),
         one_file_system=table.one_file_system,
+    )
+
+
+def _remote_source(
+    name: str,
+    table: FilesTable,
+    repository: Repository | None,
+    cache_dir: str | None,
+    program: Rclone,
+) -> RcloneSource:
+    from strongroom.files.rclone.source import RcloneSource  # noqa: PLC0415
+
+    folder = None
+    if repository is not None and cache_dir is not None:
+        folder = os.path.join(cache_dir, repository.identity.id.hex())
+        _make_private(folder)
+    return RcloneSource(
+        name,
+        check_remote(table.path),
+        program,
+        include=[os.fsencode(pattern) for pattern in table.include],
+        exclude=[os.fsencode(pattern) for pattern in table.exclude],
+        cache_dir=None if folder is None else os.fsencode(folder),
+        repository="" if repository is None else repository.identity.id.hex(),
+    )
+
+
+def rclone(
+    configuration: Configuration, environ: Mapping[str, str], *, jobs: int | None = None
+) -> Rclone:
+    """The rclone that the configuration names, or that is found; ConfigError when there is none."""
+    from strongroom.files.rclone.tool import Rclone, find_program  # noqa: PLC0415
+
+    return Rclone(
+        find_program(configuration.rclone_bin, environ),
+        environ,
+        config=configuration.rclone_config,
+        config_pass=_text(configuration.rclone_config_pass, environ),
+        jobs=jobs,
     )
 
 
@@ -276,8 +340,17 @@ def kit_text(
     )
 
 
-def probe_source(name: str, table: SourceTable, *, environ: Mapping[str, str]) -> dict[str, Any]:
+def probe_source(
+    name: str,
+    table: SourceTable,
+    *,
+    environ: Mapping[str, str],
+    configuration: Configuration | None = None,
+) -> dict[str, Any]:
     """What a source says of itself, as JSON values; its error when it cannot be had."""
+    if isinstance(table, FilesTable) and is_remote(table.path):
+        program = rclone(configuration or Configuration(), environ)
+        return _remote_source(name, table, None, None, program).probe()
     if isinstance(table, FilesTable):
         from strongroom.operations.probe_files import probe_files  # noqa: PLC0415
 
@@ -288,6 +361,62 @@ def probe_source(name: str, table: SourceTable, *, environ: Mapping[str, str]) -
             one_file_system=table.one_file_system,
         )
     return _database_source(name, table, environ, None).probe()
+
+
+def judge_remote(
+    configuration: Configuration, environ: Mapping[str, str], path: str
+) -> tuple[Literal["ok", "warn", "FAIL"], str, str]:
+    """How the remote of a source is set up, for `doctor`; no secret is in the answer."""
+    from strongroom.files.rclone.accounts import lacks_storage, name_of, options_of  # noqa: PLC0415
+
+    remote = check_remote(path)
+    remotes = rclone(configuration, environ).remotes()
+    options = options_of(remote, remotes, environ)
+    kind = options.get("type") or "on the fly"
+    if lacks_storage(options):
+        return (
+            "FAIL",
+            f"{name_of(remote)} is Google Drive as a service account, which has no storage of its "
+            "own: nothing can be restored to it",
+            "Use a Shared Drive (`team_drive`) or domain-wide delegation (`impersonate`).",
+        )
+    key_file = options.get("service_account_file")
+    if key_file and not os.access(os.path.expanduser(key_file), os.R_OK):
+        return (
+            "FAIL",
+            f"the key file of {name_of(remote)} cannot be read: {key_file}",
+            "Correct `service_account_file` of the remote, or its rights.",
+        )
+    return "ok", f"{name_of(remote) or remote} is of type {kind}", ""
+
+
+def client_tools(
+    table: PostgresTable,
+) -> tuple[Literal["ok", "warn", "FAIL"], str, str]:
+    """Which client programs a database source has, and which of them are unsafe."""
+    from strongroom.postgres.clients import Clients, faults  # noqa: PLC0415
+
+    good: list[str] = []
+    bad: list[str] = []
+    for item in Clients.found(table.bin_dir).installed:
+        version = f"{item.version[0]}.{item.version[1]}"
+        found = faults(item.version, "dump")
+        if found:
+            bad.append(f"{version} ({', '.join(fault.id for fault in found)})")
+        else:
+            good.append(version)
+    install = 'Install the newest PostgreSQL client tools, or `pip install "strongroom[demo]"`.'
+    aside = f"; not used, for published vulnerabilities: {', '.join(bad)}" if bad else ""
+    if not good:
+        return "FAIL", f"no pg_dump that is safe to use{aside}", install
+    return "ok", f"pg_dump {', '.join(good)}{aside}", ""
+
+
+def database_rights(table: PostgresTable, database: str, *, environ: Mapping[str, str]) -> Rights:
+    """What the role of a database source may not read in one database."""
+    from strongroom.postgres.rights import rights  # noqa: PLC0415
+
+    return rights(table.dsn, database, _text(table.password, environ))
 
 
 @dataclass(frozen=True, slots=True)
@@ -328,6 +457,33 @@ def file_sink(
 
     return FileSink(
         target, paths=paths, in_place=in_place, force=force, owner=None if owner else False
+    )
+
+
+def remote_sink(
+    to: str,
+    *,
+    configuration: Configuration,
+    environ: Mapping[str, str],
+    cache_dir: str,
+    paths: Sequence[bytes],
+    force: bool,
+    replace: bool,
+) -> Sink:
+    """The sink that fills a folder in a cloud, `rclone:remote:path`."""
+    from strongroom.files.rclone.sink import RcloneSink  # noqa: PLC0415
+
+    try:
+        remote = check_remote(to)
+    except ValueError as fault:
+        raise UsageError(f"The target {fault}.", do="Write it like rclone:remote:path.") from None
+    return RcloneSink(
+        remote,
+        rclone(configuration, environ, jobs=configuration.jobs),
+        paths=paths,
+        force=force,
+        replace=replace,
+        staging=cache_dir,
     )
 
 

@@ -13,6 +13,7 @@ from cryptography.hazmat.primitives.kdf.argon2 import Argon2id
 from hypothesis import given
 from hypothesis import strategies as st
 
+from servers import kms_holder
 from strongroom.errors import KeyRefused
 from strongroom.keys import kit, passphrase
 from strongroom.keys.base import KeyHolder, Stanza
@@ -33,6 +34,7 @@ HOLDERS: dict[str, Callable[[int], KeyHolder]] = {
     "passphrase": lambda n: PassphraseHolder(b"correct horse %d" % n, cost=CHEAP),
     "keyfile": lambda n: KeyFileHolder(bytes([n]) * 32),
     "recovery-code": lambda n: RecoveryCodeHolder(bytes([n]) * 20),
+    "aws-kms": lambda n: kms_holder(n),
 }
 
 

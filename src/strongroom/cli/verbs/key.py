@@ -30,7 +30,7 @@ def list_keys(*, everywhere: Everywhere = _DEFAULT) -> int:
     slots = keys.list_keys(desk.storage)
     desk.storage.close()
     desk.output.document("keys", {"keys": list(map(_body, slots))})
-    head = ("SLOT", "LABEL", "KIND", "ROLE", "CREATED", "EPOCH")
+    head = ("SLOT", "LABEL", "KIND", "ROLE", "CREATED", "EPOCH", "KEY")
     desk.output.table(head, list(map(_row, slots)))
     return 0
 
@@ -43,6 +43,7 @@ def add(
     new_passphrase_file: str | None = None,
     new_key_file: str | None = None,
     new_recovery_code: bool = False,
+    kms_key: str | None = None,
     everywhere: Everywhere = _DEFAULT,
 ) -> int:
     """Give one more holder a key; needs a reader's key.
@@ -61,16 +62,21 @@ def add(
         The new holder's key file; made if it does not exist.
     new_recovery_code
         Make a new recovery code and print its kit.
+    kms_key
+        A key of AWS KMS: its id, its ARN or alias/NAME. Whoever may use it opens the repository.
     """
     from strongroom.operations import keys  # noqa: PLC0415
 
     desk = Desk(everywhere)
-    if sum((new_passphrase_file is not None, new_key_file is not None, new_recovery_code)) > 1:
+    named = (new_passphrase_file is not None, new_key_file is not None, kms_key is not None)
+    if sum((*named, new_recovery_code)) > 1:
         raise UsageError("More than one kind of new key is given.", do="Give one of them.")
     with desk.repository() as repository:
         code, holder = None, None
         if new_recovery_code:
             code, holder = wiring.new_recovery_code()
+        elif kms_key is not None:
+            holder = wiring.kms_holder(desk.configuration, kms_key)
         else:
             holder = _new_holder(desk, new_passphrase_file, new_key_file)
         keyring = cast("Keyring", repository.keys)
@@ -130,7 +136,7 @@ def _new_holder(desk: Desk, passphrase_file: str | None, key_file: str | None) -
     if not desk.may_ask():
         raise UsageError(
             "No new key is given.",
-            do="Give --new-passphrase-file, --new-key-file or --new-recovery-code.",
+            do="Give --new-passphrase-file, --new-key-file, --kms-key or --new-recovery-code.",
         )
     return wiring.passphrase_holder(ask_new_secret())
 
@@ -152,6 +158,7 @@ def _body(slot: SlotInfo) -> dict[str, Any]:
         "kind": slot.kind,
         "role": slot.role,
         "created": slot.created,
+        "key": slot.key,
         "epoch": slot.epoch,
         "damaged": slot.damaged,
     }
@@ -159,9 +166,10 @@ def _body(slot: SlotInfo) -> dict[str, Any]:
 
 def _row(slot: SlotInfo) -> tuple[str, ...]:
     if slot.damaged:
-        return (slot.slot[:_SLOT_SHOWN], "(damaged)", "", "", "", str(slot.epoch))
+        return (slot.slot[:_SLOT_SHOWN], "(damaged)", "", "", "", str(slot.epoch), "")
     shown = (slot.label, slot.kind, slot.role, slot.created)
-    return (slot.slot[:_SLOT_SHOWN], *map(show_name, shown), str(slot.epoch))
+    key = show_name(slot.key) if slot.key else ""
+    return (slot.slot[:_SLOT_SHOWN], *map(show_name, shown), str(slot.epoch), key)
 
 
 def _sentence(slot: SlotInfo) -> str:

@@ -18,9 +18,10 @@ from strongroom.cli.points import chosen
 from strongroom.cli.progress import listening
 from strongroom.cli.records import ID_SHOWN, show_moment, snapshot_body
 from strongroom.cli.verbs.source import describe
-from strongroom.config.model import PostgresTable
+from strongroom.config.model import FilesTable, PostgresTable
 from strongroom.config.secrets import has_password
 from strongroom.errors import Damaged, Incomplete, Interrupted, Refused, StrongroomError, UsageError
+from strongroom.files.rclone.tool import is_remote
 from strongroom.rules.sizes import show_seconds, show_size
 
 if TYPE_CHECKING:
@@ -68,7 +69,8 @@ class DatabaseFlags:
     locale: Annotated[str | None, Parameter(group=_DATABASES)] = None
     """A locale in place of the recorded one, where the server lacks that."""
     replace: Annotated[bool, Parameter(group=_DATABASES)] = False
-    """Replace an existing database; it goes only when the new one is complete and verified."""
+    """Replace an existing database; it goes only when the new one is complete and verified. With
+    a target of rclone: delete there what the backup does not have, when all else is there."""
     yes: Annotated[bool, Parameter(group=_DATABASES)] = False
     """With --replace: do not ask for its name."""
 
@@ -140,9 +142,9 @@ def restore(
     source
         The source whose backup it is; it need not be configured here.
     to
-        Where to: a new folder; for a database its new name, or that of an empty one which then
-        stays the one it is, or a libpq URL or "key=value" string with that dbname (a password
-        belongs in $PGPASSWORD or ~/.pgpass).
+        Where to: a new folder, or rclone:remote:path for one in a cloud; for a database its new
+        name, or that of an empty one which then stays the one it is, or a libpq URL or
+        "key=value" string with that dbname (a password belongs in $PGPASSWORD or ~/.pgpass).
     backup
         Which backup: the beginning of its id, `latest` or `oldest`. Otherwise the newest.
     at
@@ -162,8 +164,13 @@ def restore(
         raise UsageError(f"{runbook.given()[0]} goes with --runbook.", do="Give both.")
     with desk.repository() as repository:
         snapshot = chosen(desk, repository, source, backup=backup, at=at)
-        _refuse_foreign(snapshot, files, databases)
-        if snapshot.kind != "postgres":
+        remote = _remote(desk, snapshot, to, files)
+        _refuse_foreign(snapshot, files, databases, remote=remote is not None)
+        if remote is not None:
+            if databases.replace and not databases.yes and not dry_run:
+                _confirm(desk, remote, "folder")
+            sink = _remote_sink(desk, remote, files, replace=databases.replace)
+        elif snapshot.kind != "postgres":
             sink = _file_sink(desk, snapshot, to, files, owner=not no_owner)
         else:
             if databases.replace and not databases.yes and not dry_run:
@@ -194,15 +201,41 @@ def restore(
     return _tell_outcome(desk, snapshot, outcome, wiring.steady() - began)
 
 
-def _refuse_foreign(snapshot: Snapshot, files: FileFlags, databases: DatabaseFlags) -> None:
+def _refuse_foreign(
+    snapshot: Snapshot, files: FileFlags, databases: DatabaseFlags, *, remote: bool
+) -> None:
     """UsageError for flags that belong to the other kind of backup."""
     foreign = files.given() if snapshot.kind == "postgres" else databases.given()
+    if remote:
+        foreign = [flag for flag in foreign if flag != "--replace"]
     if foreign:
         raise UsageError(
             f"{snapshot.source} is a backup of kind {snapshot.kind}; "
             f"{', '.join(foreign)} {'do' if len(foreign) > 1 else 'does'} not apply to it.",
             do="`strongroom restore --help` shows which flags belong to which kind.",
         )
+
+
+def _remote(desk: Desk, snapshot: Snapshot, to: str | None, flags: FileFlags) -> str | None:
+    """The target in a cloud, if the files go there."""
+    if snapshot.kind == "postgres":
+        return None
+    if to is not None:
+        return to if is_remote(to) else None
+    table = desk.configuration.source.get(snapshot.source) if flags.in_place else None
+    return table.path if isinstance(table, FilesTable) and is_remote(table.path) else None
+
+
+def _remote_sink(desk: Desk, remote: str, flags: FileFlags, *, replace: bool) -> Sink:
+    return wiring.remote_sink(
+        remote,
+        configuration=desk.configuration,
+        environ=desk.environ,
+        cache_dir=desk.cache_dir,
+        paths=[clean_path(path) for path in flags.path or ()],
+        force=flags.force or flags.in_place,
+        replace=replace,
+    )
 
 
 def _file_sink(
@@ -256,15 +289,15 @@ def _database_sink(
     )
 
 
-def _confirm(desk: Desk, database: str) -> None:
+def _confirm(desk: Desk, database: str, kind: str = "database") -> None:
     """Have the name typed, by a person who is there."""
     if not desk.may_ask():
         raise Refused(
-            f"--replace gives up what the database {database!r} holds now; nobody is there to ask.",
+            f"--replace gives up what the {kind} {database!r} holds now; nobody is there to ask.",
             do="If that is what you want, add --yes.",
         )
     shown = show_name(database)
-    if ask(f"This replaces the database {shown}. Type its name to go on: ") != database:
+    if ask(f"This replaces the {kind} {shown}. Type its name to go on: ") != database:
         raise Refused("The name that was typed is another one.", do="Run it again and type it.")
 
 

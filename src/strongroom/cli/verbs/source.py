@@ -25,7 +25,9 @@ def test(source: str, /, *, everywhere: Everywhere = _DEFAULT) -> int:
     """
     desk = Desk(everywhere)
     table = desk.source_table(source)
-    report = wiring.probe_source(source, table, environ=desk.environ)
+    report = wiring.probe_source(
+        source, table, environ=desk.environ, configuration=desk.configuration
+    )
     kind = type(table).__struct_config__.tag
     desk.output.document("source", {"source": source, "kind": kind, "report": report})
     desk.output.line(f"{source}: can be backed up")
