@@ -15,6 +15,7 @@ from strongroom.cli.progress import listening
 from strongroom.cli.records import ID_SHOWN, show_moment, snapshot_body
 from strongroom.config.model import FilesTable, PostgresTable, SourceTable
 from strongroom.errors import Incomplete, Refused, StrongroomError, UsageError
+from strongroom.files.rclone.tool import is_remote
 from strongroom.rules.sizes import show_seconds
 
 if TYPE_CHECKING:
@@ -74,6 +75,12 @@ def run_book(desk: Desk, wanted: Wanted) -> int:
 
 def _refuse_words(wanted: Wanted, table: SourceTable) -> None:
     flags = wanted.flags
+    if isinstance(table, FilesTable) and is_remote(table.path):
+        raise UsageError(
+            f"--runbook does not restore into a cloud folder yet; {wanted.source} is one.",
+            do=f"`strongroom restore {wanted.source} --to {table.path} --replace` uploads and "
+            "verifies; stop and start the services around it.",
+        )
     if wanted.to is not None:
         raise UsageError(
             "--runbook brings back the source itself, under its own name.",
