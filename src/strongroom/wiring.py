@@ -9,11 +9,14 @@ from __future__ import annotations
 import gc
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Literal
 
+import msgspec
+
+from strongroom.config.loading import SECRET_VARIABLES
 from strongroom.config.model import S3, Configuration, FilesTable, PostgresTable, SourceTable
 from strongroom.config.secrets import Secret, read_private, resolve
 from strongroom.errors import ConfigError, UsageError
@@ -24,8 +27,11 @@ if TYPE_CHECKING:
     from strongroom.files.rclone.tool import Rclone
     from strongroom.keys.aws_kms import AwsKmsHolder
     from strongroom.keys.base import KeyHolder
+    from strongroom.operations.runbook_database import DatabaseRunbook
+    from strongroom.operations.runbook_vault import VaultRunbook
     from strongroom.postgres.logical.source import LogicalSource
     from strongroom.postgres.rights import Rights
+    from strongroom.repository.catalogue import Snapshot
     from strongroom.repository.ports import Sink, Source
     from strongroom.repository.repository import Repository
     from strongroom.repository.seams import Seams
@@ -510,3 +516,94 @@ def database_sink(
         locale=locale,
         jobs=jobs,
     )
+
+
+def database_runbook(
+    table: PostgresTable,
+    snapshot: Snapshot,
+    *,
+    repository: Repository,
+    environ: Mapping[str, str],
+    tell: Callable[[str], None],
+    database: str | None,
+    global_objects: bool,
+    owner: bool,
+    locale: str | None,
+    jobs: int | None,
+) -> DatabaseRunbook:
+    """The runbook of a database, under the name that it has in its source."""
+    from strongroom.operations.runbook_database import DatabaseRunbook  # noqa: PLC0415
+    from strongroom.postgres.exchange import Exchange  # noqa: PLC0415
+    from strongroom.postgres.server import Conninfo  # noqa: PLC0415
+
+    name = database or Conninfo.parse(table.dsn).database
+    held = repository.open_snapshot(snapshot).facts.get("databases", {})
+    recorded = name if name in held else database
+    target = find_target(name, table)
+
+    def sink(to: str, replace: bool) -> Sink:
+        return database_sink(
+            DatabaseTarget(target.dsn, to, target.password),
+            environ=environ,
+            database=recorded,
+            schemas=(),
+            tables=(),
+            global_objects=global_objects,
+            owner=owner,
+            locale=locale,
+            replace=replace,
+            jobs=jobs,
+        )
+
+    def safety() -> Source:
+        one = msgspec.structs.replace(table, databases=(name,))
+        return _database_source(snapshot.source, one, environ, jobs)
+
+    return DatabaseRunbook(
+        repository,
+        snapshot,
+        name,
+        recorded,
+        Exchange(Conninfo.parse(target.dsn, password=_text(target.password, environ))),
+        sink,
+        safety,
+        table.runbook,
+        _runner(environ, tell),
+        table.promise.rto,
+        now,
+    )
+
+
+def vault_runbook(
+    table: FilesTable,
+    snapshot: Snapshot,
+    *,
+    repository: Repository,
+    environ: Mapping[str, str],
+    tell: Callable[[str], None],
+    owner: bool,
+) -> VaultRunbook:
+    """The runbook of a vault, at the path that it has in its source."""
+    from strongroom.operations.runbook_vault import VaultRunbook  # noqa: PLC0415
+
+    def sink(folder: str) -> Sink:
+        return file_sink(os.fsencode(folder), paths=(), force=False, in_place=False, owner=owner)
+
+    run = _runner(environ, tell)
+    return VaultRunbook(
+        repository, snapshot, table.path, sink, table.runbook, run, table.promise.rto, now
+    )
+
+
+def _runner(
+    environ: Mapping[str, str], tell: Callable[[str], None]
+) -> Callable[[Sequence[str], str | None, Mapping[str, str]], None]:
+    """Runs configured commands, without the secrets of the repository in their environment."""
+    from strongroom.operations.commands import run_command  # noqa: PLC0415
+
+    kept = {name: value for name, value in environ.items() if name not in SECRET_VARIABLES}
+
+    def run(argv: Sequence[str], cwd: str | None, more: Mapping[str, str]) -> None:
+        run_command(argv, environ={**kept, **more}, cwd=cwd, tell=tell)
+
+    return run

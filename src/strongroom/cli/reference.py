@@ -21,8 +21,11 @@ from strongroom.cli.codes import load_pages
 from strongroom.config.loading import SECRET_VARIABLES, VARIABLES, search_path
 from strongroom.config.model import (
     S3,
+    Command,
     Configuration,
+    FilesRunbook,
     FilesTable,
+    PostgresRunbook,
     PostgresTable,
     Promise,
     RepositoryTable,
@@ -53,6 +56,9 @@ _TABLES: list[tuple[str, type[Struct]]] = [
     ('[source.NAME], type = "postgres"', PostgresTable),
     ('[source.NAME], type = "files"', FilesTable),
     ("promise", Promise),
+    ('[source.NAME.runbook], type = "postgres"', PostgresRunbook),
+    ('[source.NAME.runbook], type = "files"', FilesRunbook),
+    ("migrate, rebuild_index", Command),
 ]
 
 
@@ -195,6 +201,8 @@ def _kind(part: dict[str, Any]) -> str:
         return " or ".join(f'`"{word}"`' for word in part["enum"])
     if part["type"] == "integer":
         return f"a whole number, {part['minimum']} to {part['maximum']}"
+    if part["type"] == "array" and part["items"].get("type") == "array":
+        return 'a list of commands: `[["systemctl", "stop", "NAME"], …]`'
     return {"string": "text", "boolean": "true or false", "array": "a list of texts"}[part["type"]]
 
 

@@ -21,6 +21,7 @@ from strongroom.config.model import (
     CHECKS,
     READERS,
     SOURCE_NAME,
+    Commands,
     Configuration,
     FilesTable,
     PostgresTable,
@@ -34,6 +35,7 @@ _WORDS = {
     int: "a whole number",
     bool: "true or false",
     tuple: "a list of texts",
+    Mapping: "a table of texts",
 }
 _MISSING = object()
 
@@ -149,7 +151,15 @@ def _explain(wanted: Any, value: Any) -> str:
         return f"must be {shown}" + (_meant(value, choices) if isinstance(value, str) else "")
     if wanted is int and isinstance(value, int) and not isinstance(value, bool):
         return "must be between 1 and 256"
+    if wanted == Commands:
+        hint = ", not one text" if isinstance(value, str) else ""
+        return (
+            "must be a list of commands, each a list of words"
+            f'{hint}: [["systemctl", "stop", "NAME"], …]; there is no shell'
+        )
     word = _WORDS.get(get_origin(wanted) or wanted, "of another kind")
+    if get_origin(wanted) is tuple and isinstance(value, str):
+        word += ', not one text: ["first", "second", …]'
     return f"must be {word}"
 
 

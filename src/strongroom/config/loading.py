@@ -210,6 +210,10 @@ def _rebase(document: dict[str, Any], folder: str) -> dict[str, Any]:
     for source in sources.values() if isinstance(sources, dict) else ():
         if isinstance(source, dict) and source.get("type") == "files":
             _absolute(source, "path", folder, unless="rclone:")
+        runbook = source.get("runbook") if isinstance(source, dict) else None
+        for command in runbook.values() if isinstance(runbook, dict) else ():
+            if isinstance(command, dict):
+                _absolute(command, "cwd", folder)
     return document
 
 

@@ -95,6 +95,47 @@ class RepositoryTable(Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
     s3: Annotated[S3 | None, Meta(description="How to reach an S3 store.")] = None
 
 
+class Command(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """A command of a runbook: words as they are, no shell."""
+
+    argv: Annotated[
+        tuple[str, ...],
+        Meta(description='Its words; "{database}" or "{path}" is filled in.', min_length=1),
+    ]
+    cwd: Annotated[str | None, Meta(description="Folder in which it runs.")] = None
+    env: Annotated[
+        Mapping[str, str],
+        Meta(description="Environment beside that of strongroom; filled in like its words."),
+    ] = {}
+
+
+Commands: TypeAlias = tuple[Annotated[tuple[str, ...], Meta(min_length=1)], ...]
+
+
+class PostgresRunbook(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """What `restore --runbook` does around a database."""
+
+    stop: Annotated[Commands, Meta(description="Commands that stop the services.")] = ()
+    start: Annotated[Commands, Meta(description="Commands that start them again.")] = ()
+    migrate: Annotated[
+        Command | None, Meta(description="Brings the restored database to the present schema.")
+    ] = None
+    checks: Annotated[
+        tuple[str, ...],
+        Meta(description="Queries that must answer: an error, no row, NULL or false is a failure."),
+    ] = ()
+
+
+class FilesRunbook(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """What `restore --runbook` does around a vault."""
+
+    stop: Annotated[Commands, Meta(description="Commands that stop the services.")] = ()
+    start: Annotated[Commands, Meta(description="Commands that start them again.")] = ()
+    rebuild_index: Annotated[
+        Command | None, Meta(description="Rebuilds what is derived from the files.")
+    ] = None
+
+
 class PostgresTable(
     Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, tag_field="type", tag="postgres"
 ):
@@ -127,6 +168,9 @@ class PostgresTable(
     unlogged: Annotated[bool, Meta(description="Take what unlogged tables hold too.")] = True
     schedule: Schedule = None
     promise: Annotated[Promise, Meta(description="What is promised.")] = Promise()
+    runbook: Annotated[
+        PostgresRunbook, Meta(description="What `restore --runbook` does around it.")
+    ] = PostgresRunbook()
 
 
 class FilesTable(
@@ -147,6 +191,9 @@ class FilesTable(
     ] = False
     schedule: Schedule = None
     promise: Annotated[Promise, Meta(description="What is promised.")] = Promise()
+    runbook: Annotated[
+        FilesRunbook, Meta(description="What `restore --runbook` does around it.")
+    ] = FilesRunbook()
 
 
 SourceTable: TypeAlias = PostgresTable | FilesTable
@@ -216,8 +263,18 @@ def check_zone(name: str) -> None:
         raise ValueError('is no time zone known here; write it like "Europe/Madrid"') from None
 
 
+def check_env(env: Mapping[str, str]) -> None:
+    """ValueError for a password that would stand in the configuration."""
+    if any(has_password(value) for value in env.values()):
+        raise ValueError(
+            "has a password in it; leave it out, PGPASSWORD is set for the command, "
+            "or give it in the environment of strongroom"
+        )
+
+
 # What a value must satisfy besides being of its kind.
-CHECKS: Mapping[tuple[type[Struct], str], Callable[[str], None]] = {
+CHECKS: Mapping[tuple[type[Struct], str], Callable[[Any], None]] = {
+    (Command, "env"): check_env,
     (RepositoryTable, "url"): check_url,
     (RepositoryTable, "kms_key"): check_kms,
     (PostgresTable, "dsn"): check_dsn,

@@ -16,6 +16,7 @@ from datetime import datetime
 from typing import Literal
 
 from strongroom.rules.durations import Duration
+from strongroom.rules.sizes import show_seconds
 
 Word = Literal["none", "late", "kept", "open"]
 
@@ -46,3 +47,22 @@ def judge(
     if not promised:
         return Verdict("open", False, ("nothing is promised",))
     return Verdict("late" if late else "kept", late, tuple(reasons))
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """How long a restore took, in seconds, and whether that was longer than promised."""
+
+    seconds: float
+    missed: bool
+    text: str
+
+
+def measure(began: datetime, rto: Duration | None, *, now: datetime) -> Measured:
+    """Compare the time since `began` with the promise; both times are aware."""
+    seconds = max(0.0, (now - began).total_seconds())
+    taken = f"{show_seconds(seconds)} since the first step"
+    if rto is None:
+        return Measured(seconds, False, f"{taken}; nothing is promised")
+    missed = rto.before(now) > began
+    return Measured(seconds, missed, f"{taken}, promised {rto}: {'missed' if missed else 'kept'}")

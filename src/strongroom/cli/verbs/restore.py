@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 PROBLEMS_IN_RESULT = 1000
 _FILES = Group("Files", sort_key=20)
 _DATABASES = Group("Databases", sort_key=21)
+_RUNBOOK = Group("Runbook", sort_key=22)
 _DEFAULT = Everywhere()
 
 
@@ -86,7 +87,38 @@ class DatabaseFlags:
         return [name for name, value in names.items() if value]
 
 
-_ALL_FILES, _WHOLE_DATABASE = FileFlags(), DatabaseFlags()
+@Parameter(name="*")
+@dataclass(frozen=True, slots=True)
+class RunbookFlags:
+    """How the whole procedure is carried out."""
+
+    runbook: Annotated[bool, Parameter(group=_RUNBOOK)] = False
+    """Bring back what the source itself is, as a checklist: stop services, verify, safety backup,
+    restore beside, migrate, verify, change names, start services, measure."""
+    resume: Annotated[bool, Parameter(group=_RUNBOOK)] = False
+    """Go on with the run that did not come to its end."""
+    start_over: Annotated[bool, Parameter(group=_RUNBOOK)] = False
+    """Give that run up and begin anew."""
+    no_safety_backup: Annotated[bool, Parameter(group=_RUNBOOK)] = False
+    """Do not back up the present database first."""
+    drop_first: Annotated[bool, Parameter(group=_RUNBOOK)] = False
+    """Drop the present database before the restore, for want of room; needs its safety backup."""
+    drop_old: Annotated[bool, Parameter(group=_RUNBOOK)] = False
+    """Give up what finished runs kept of before, and do nothing else."""
+
+    def given(self) -> list[str]:
+        """The flags beside --runbook that were given."""
+        names = {
+            "--resume": self.resume,
+            "--start-over": self.start_over,
+            "--no-safety-backup": self.no_safety_backup,
+            "--drop-first": self.drop_first,
+            "--drop-old": self.drop_old,
+        }
+        return [name for name, value in names.items() if value]
+
+
+_ALL_FILES, _WHOLE_DATABASE, _NO_RUNBOOK = FileFlags(), DatabaseFlags(), RunbookFlags()
 
 
 def restore(
@@ -100,6 +132,7 @@ def restore(
     dry_run: bool = False,
     files: FileFlags = _ALL_FILES,
     databases: DatabaseFlags = _WHOLE_DATABASE,
+    runbook: RunbookFlags = _NO_RUNBOOK,
     everywhere: Everywhere = _DEFAULT,
 ) -> int:
     """Restore a backup, and verify what was written.
@@ -122,6 +155,13 @@ def restore(
         Check everything that can be checked and say what would be done; change nothing.
     """
     desk = Desk(everywhere)
+    if runbook.runbook:
+        from strongroom.cli.verbs.runbook import Wanted, run_book  # noqa: PLC0415
+
+        wanted = Wanted(source, to, backup, at, dry_run, not no_owner, files, databases, runbook)
+        return run_book(desk, wanted)
+    if runbook.given():
+        raise UsageError(f"{runbook.given()[0]} goes with --runbook.", do="Give both.")
     with desk.repository() as repository:
         snapshot = chosen(desk, repository, source, backup=backup, at=at)
         remote = _remote(desk, snapshot, to, files)

@@ -1,0 +1,226 @@
+"""The seed's vault restore, step by step: beside the vault, then in its place by name.
+
+Rule of this file: the tree in use is never written into; it is exchanged whole, and kept.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from strongroom.config.model import FilesRunbook
+from strongroom.errors import Damaged, Refused
+from strongroom.files import exchange
+from strongroom.operations.commands import refuse_unknown
+from strongroom.operations.restore import restore
+from strongroom.operations.runbook import Action, Record, Work
+from strongroom.operations.runbook_database import Run, fill_in, show_command
+from strongroom.operations.verify_snapshot import verify_snapshot
+from strongroom.repository.catalogue import Snapshot
+from strongroom.repository.ports import Sink
+from strongroom.repository.repository import Repository
+from strongroom.rules.durations import Duration
+from strongroom.rules.promises import measure
+from strongroom.rules.runbook import Book, Condition, vault_book
+
+_NAMED = 5
+
+
+@dataclass(frozen=True)
+class VaultRunbook:
+    """Everything at hand for one vault at `path`; `sink` makes one for a folder."""
+
+    repository: Repository
+    snapshot: Snapshot
+    path: str
+    sink: Callable[[str], Sink]
+    table: FilesRunbook
+    run: Run
+    rto: Duration | None
+    now: Callable[[], datetime]
+
+    def names(self, moment: datetime) -> dict[str, Any]:
+        """The paths a new run uses."""
+        path = os.path.realpath(self.path)
+        stamp = moment.strftime("%Y%m%d_%H%M%S")
+        return {"name": path, "beside": f"{path}.restoring", "old": f"{path}.before_{stamp}"}
+
+    def book(self, facts: Mapping[str, Any], *, safety: bool, drop_first: bool) -> Book:
+        """The steps of a new run."""
+        del safety, drop_first  # the old tree is kept whole: there is nothing to leave out
+        rebuild = self.table.rebuild_index
+        return vault_book(
+            path=facts["name"],
+            staging=facts["beside"],
+            old=facts["old"],
+            stop=[shlex.join(argv) for argv in self.table.stop],
+            start=[shlex.join(argv) for argv in self.table.start],
+            rebuild_index=[] if rebuild is None else [show_command(rebuild, "path", facts["name"])],
+        )
+
+    def preflight(self, facts: Mapping[str, Any], *, drop_first: bool, ours: bool) -> None:
+        """Refused when it can be known that the run would not come to its end."""
+        del drop_first
+        rebuild = self.table.rebuild_index
+        refuse_unknown([(argv, None) for argv in (*self.table.stop, *self.table.start)])
+        refuse_unknown([] if rebuild is None else [(rebuild.argv, rebuild.cwd)])
+        exchange.refuse_unfit(os.fsencode(facts["name"]))
+        for path in (facts["beside"], facts["old"]):
+            if not ours and os.path.lexists(path):
+                raise Refused(
+                    f"There is {path!r} already, which no run of this machine made.",
+                    do="Look what it is, and move it away.",
+                )
+        if not os.path.lexists(facts["beside"]):
+            plan = self.sink(facts["beside"]).preflight(
+                self.repository.open_snapshot(self.snapshot)
+            )
+            if plan["free"] < plan["size"]:
+                raise Refused(
+                    f"{os.path.dirname(facts['name'])!r} has {plan['free']} bytes free; "
+                    f"the restore needs {plan['size']} beside the vault in use.",
+                    do="Free space there.",
+                )
+
+    def forget(self, record: Record) -> None:
+        """Remove what an unfinished run made beside; nothing that is or was in use."""
+        facts = record.facts
+        path, staging, old = (os.fsencode(facts[key]) for key in ("name", "beside", "old"))
+        new = facts.get("staging")
+        if record.book.condition != "untouched" and exchange.identity(staging) != new:
+            # The old tree, in the instant before it had its name.
+            exchange.put_in_place(staging, path, old, new=exchange.identity(path) or [])
+            return
+        _remove(staging)
+
+    def settle(self, record: Record) -> None:
+        """Restore again when the tree beside is gone or another one since."""
+        book = record.book
+        if book.condition != "untouched" or not book["restore"].over:
+            return
+        if exchange.identity(os.fsencode(record.facts["beside"])) != record.facts.get("staging"):
+            record.book = book.undone("restore")
+
+    def drop_kept(self, name: str) -> bool:
+        """Remove a tree that a run kept for a way back."""
+        there = os.path.lexists(name)
+        _remove(os.fsencode(name))
+        return there
+
+    # -- steps -----------------------------------------------------------------------------
+
+    def actions(self) -> dict[str, Action]:
+        """What each step does."""
+        return {
+            "verify": lambda work: verify_snapshot(
+                self.repository.open_snapshot(self.snapshot), self.snapshot, work.progress
+            ),
+            "restore": self._restore,
+            "stop": lambda work: self._commands(work, self.table.stop),
+            "swap": self._swap,
+            "rebuild_index": self._rebuild_index,
+            "integrity": self._integrity,
+            "start": lambda work: self._commands(work, self.table.start),
+            "measure": lambda work: measure(work.record.began, self.rto, now=self.now()).text,
+        }
+
+    def _commands(self, work: Work, commands: Sequence[Sequence[str]]) -> str:
+        for argv in commands:
+            work.progress.phase(shlex.join(argv))
+            self.run(argv, None, {})
+        return f"{len(commands)} command{'s' * (len(commands) != 1)}"
+
+    def _restore(self, work: Work) -> str:
+        staging = work.record.facts["beside"]
+        _remove(os.fsencode(staging))
+        outcome = restore(
+            self.repository, self.snapshot, self.sink(staging), progress=work.progress
+        )
+        if outcome.facts.get("damaged"):
+            raise Damaged(f"{outcome.facts['damaged']} files of the backup could not be had whole.")
+        work.note(
+            staging=exchange.identity(os.fsencode(staging)),
+            problems=[f"{p.path.decode(errors='replace')}: {p.reason}" for p in outcome.problems],
+        )
+        more = f", {len(outcome.problems)} problems" if outcome.problems else ""
+        return f"{outcome.files:,} files{more}"
+
+    def _swap(self, work: Work) -> str:
+        facts, record = work.record.facts, work.record
+        path, staging, old = (os.fsencode(facts[key]) for key in ("name", "beside", "old"))
+        if facts["old"] not in record.kept:
+            record.kept.append(facts["old"])
+        work.note(swapping=True)
+        exchange.put_in_place(staging, path, old, new=facts["staging"])
+        if not os.path.lexists(old):
+            record.kept = [each for each in record.kept if each != facts["old"]]
+            return "there was none before"
+        lost = [os.fsdecode(name) for name in exchange.names_only_in(old, path)]
+        if lost:
+            more = f" and {len(lost) - _NAMED} more" if len(lost) > _NAMED else ""
+            work.warn(
+                f"the backup does not hold {', '.join(lost[:_NAMED])}{more}, "
+                f"which {'are' if len(lost) > 1 else 'is'} now in {facts['old']} only"
+            )
+        return f"the tree before is kept as {facts['old']}"
+
+    def _rebuild_index(self, work: Work) -> str:
+        command = self.table.rebuild_index
+        assert command is not None  # the step is skipped otherwise
+        argv, environ = fill_in(command, "path", work.record.facts["name"])
+        self.run(argv, command.cwd, environ)
+        return ""
+
+    def _integrity(self, work: Work) -> str:
+        work.progress.phase("comparing with the backup")
+        count, strange = exchange.compare_with_backup(
+            os.fsencode(work.record.facts["name"]),
+            self.repository.open_snapshot(self.snapshot),
+            progress=work.progress,
+        )
+        more = f", {strange} more that the backup does not hold" if strange else ""
+        return f"{count:,} files read and as backed up{more}"
+
+    # -- what to say -----------------------------------------------------------------------
+
+    def advice(self, record: Record, condition: Condition) -> tuple[str, str]:
+        """What state things are in, and how to go on or back."""
+        path = record.facts["name"]
+        on = f"Go on: `strongroom restore {record.source} --runbook --resume`."
+        stopped = bool(self.table.stop) and record.book["stop"].attempts > 0
+        services = " Services are stopped." if stopped else ""
+        if condition == "untouched":
+            start = "; ".join(f"`{shlex.join(argv)}`" for argv in self.table.start)
+            leave = f" Or leave it: start the services yourself ({start})." if stopped else ""
+            return (
+                f"The vault in use, {path!r}, is as it was.{services}",
+                on + (leave or " Or begin anew with --start-over."),
+            )
+        if condition == "between":
+            return (
+                f"{path!r} holds the restored files, not verified in place.{services} "
+                "They must not be started.",
+                f"{on} {self.way_back(record)}",
+            )
+        return (
+            f"{path!r} is restored and verified; services may not be up.",
+            f"{on} {self.way_back(record)}",
+        )
+
+    def way_back(self, record: Record) -> str:
+        """The command that undoes the run."""
+        facts = record.facts
+        if not os.path.lexists(facts["old"]):
+            return "There was nothing before to go back to."
+        path, old = shlex.quote(facts["name"]), shlex.quote(facts["old"])
+        return f"Go back: `mv -T {path} {path}.undone && mv -T {old} {path}`."
+
+
+def _remove(path: bytes) -> None:
+    if os.path.isdir(path) and not os.path.islink(path):
+        shutil.rmtree(path)
