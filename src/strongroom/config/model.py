@@ -73,6 +73,28 @@ class RepositoryTable(Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
     s3: Annotated[S3 | None, Meta(description="How to reach an S3 store.")] = None
 
 
+class ArtefactsTable(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Portable artefacts: what `export` and `import` need to know."""
+
+    key_dir: Annotated[
+        str | None,
+        Meta(
+            description="Folder for the key files of encrypted artefacts; otherwise "
+            "~/.local/share/strongroom/artefact-keys. Never the folder of the artefacts."
+        ),
+    ] = None
+    recipients: Annotated[
+        tuple[str, ...], Meta(description="age1… recipients to whom .age artefacts are sealed.")
+    ] = ()
+    identity: Annotated[
+        Secret | None, Meta(description="Identity of age that opens .age artefacts.")
+    ] = None
+    public_keys: Annotated[
+        tuple[str, ...],
+        Meta(description="PEM files of writers whose signature counts, besides the repository's."),
+    ] = ()
+
+
 class PostgresTable(
     Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, tag_field="type", tag="postgres"
 ):
@@ -103,6 +125,9 @@ class PostgresTable(
         bool, Meta(description="Take the password hashes of roles too (needs a superuser).")
     ] = True
     unlogged: Annotated[bool, Meta(description="Take what unlogged tables hold too.")] = True
+    artefact_name: Annotated[
+        str | None, Meta(description="What artefacts are called in front of their time.")
+    ] = None
     promise: Annotated[Promise, Meta(description="What is promised.")] = Promise()
 
 
@@ -120,6 +145,9 @@ class FilesTable(
     one_file_system: Annotated[
         bool, Meta(description="Do not descend into other file systems.")
     ] = False
+    artefact_name: Annotated[
+        str | None, Meta(description="What artefacts are called in front of their time.")
+    ] = None
     promise: Annotated[Promise, Meta(description="What is promised.")] = Promise()
 
 
@@ -140,6 +168,7 @@ class Configuration(Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
         Meta(description="Threads or connections side by side; otherwise one a processor."),
     ] = None
     repository: Annotated[RepositoryTable, Meta(description="The repository.")] = RepositoryTable()
+    artefacts: Annotated[ArtefactsTable, Meta(description="Portable artefacts.")] = ArtefactsTable()
     source: Annotated[Mapping[str, SourceTable], Meta(description="The sources, by name.")] = {}
 
 
@@ -167,6 +196,12 @@ def check_folder(path: str) -> None:
         raise ValueError("must be a folder of this machine; rclone: sources are not read yet")
 
 
+def check_artefact_name(name: str) -> None:
+    """ValueError for what cannot begin a file's name."""
+    if not SOURCE_NAME.fullmatch(name):
+        raise ValueError("must be letters, digits, `.`, `_` and `-`, and begin with none of these")
+
+
 def check_zone(name: str) -> None:
     """ValueError for a time zone that this machine does not know."""
     try:
@@ -180,6 +215,8 @@ CHECKS: Mapping[tuple[type[Struct], str], Callable[[str], None]] = {
     (RepositoryTable, "url"): check_url,
     (PostgresTable, "dsn"): check_dsn,
     (FilesTable, "path"): check_folder,
+    (FilesTable, "artefact_name"): check_artefact_name,
+    (PostgresTable, "artefact_name"): check_artefact_name,
     (Configuration, "timezone"): check_zone,
 }
 
