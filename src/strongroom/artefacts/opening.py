@@ -93,6 +93,7 @@ class Unpacking:
         limit: int,
     ) -> None:
         self._fd, self._at, self._wanted = fd, 0, file
+        self._held = memoryview(b"")
         self._hash = hashlib.sha256()
         self._plain, self._size, self._limit = hashlib.sha256(), 0, limit
         self._manifest = manifest
@@ -139,9 +140,11 @@ class Unpacking:
             self._sealed.close()
 
     def _file(self, size: int) -> bytes:
-        data = os.pread(self._fd, max(size, _READ), self._at)
-        self._at += len(data)
-        self._hash.update(data)
+        if not self._held:
+            self._held = memoryview(os.pread(self._fd, _READ, self._at))
+            self._at += len(self._held)
+            self._hash.update(self._held)
+        data, self._held = bytes(self._held[:size]), self._held[size:]
         return data
 
 
