@@ -117,8 +117,6 @@ class GzipReader:
                 self._engine = zlib_ng.decompressobj(31)
                 self._begun = False
             data = self._pending or self._read(_READ)
-            if not data:
-                raise Damaged("The gzip stream is cut: its end is missing.")
             try:
                 plain = self._engine.decompress(data, size)
             except zlib_ng.error as fault:  # type: ignore[misc]
@@ -128,4 +126,6 @@ class GzipReader:
             self._pending = self._engine.unconsumed_tail
             if plain:
                 return bytes(plain)
+            if not data and not self._engine.eof:  # nothing more, within either
+                raise Damaged("The gzip stream is cut: its end is missing.")
         return b""
