@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
@@ -19,10 +20,12 @@ import msgspec
 from strongroom.config.loading import SECRET_VARIABLES
 from strongroom.config.model import S3, Configuration, FilesTable, PostgresTable, SourceTable
 from strongroom.config.secrets import Secret, read_private, resolve
-from strongroom.errors import ConfigError, UsageError
+from strongroom.errors import ConfigError, StrongroomError, UsageError
 from strongroom.files.rclone.tool import check_remote, is_remote
 
 if TYPE_CHECKING:
+    from strongroom.artefacts.manifest import Trust
+    from strongroom.artefacts.opening import Keys
     from strongroom.files.rclone.source import RcloneSource
     from strongroom.files.rclone.tool import Rclone
     from strongroom.keys.aws_kms import AwsKmsHolder
@@ -32,7 +35,7 @@ if TYPE_CHECKING:
     from strongroom.postgres.logical.source import LogicalSource
     from strongroom.postgres.rights import Rights
     from strongroom.repository.catalogue import Snapshot
-    from strongroom.repository.ports import Sink, Source
+    from strongroom.repository.ports import Sink, SnapshotReader, Source
     from strongroom.repository.repository import Repository
     from strongroom.repository.seams import Seams
     from strongroom.storage.base import Storage
@@ -607,3 +610,109 @@ def _runner(
         run_command(argv, environ={**kept, **more}, cwd=cwd, tell=tell)
 
     return run
+
+
+# -- artefacts ---------------------------------------------------------------------------------
+
+
+def artefact_writer(
+    content: str, table: SourceTable | None, database: str | None
+) -> tuple[Callable[[SnapshotReader, Callable[[bytes], object]], object] | None, dict[str, str]]:
+    """What writes the content of a database's artefact (None for files), and versions to name."""
+    from importlib.metadata import version  # noqa: PLC0415
+
+    tools = {"zlib-ng": version("zlib-ng")}
+    if content == "tar":
+        return None, tools
+    from strongroom.postgres.clients import Clients  # noqa: PLC0415
+
+    try:
+        from strongroom.postgres.plain import writing  # noqa: PLC0415
+    except ImportError:
+        raise StrongroomError(
+            "This build cannot write SQL out of a backup.", means="Nothing was written."
+        ) from None
+    bin_dir = table.bin_dir if isinstance(table, PostgresTable) else None
+    clients = Clients.found(bin_dir)
+    write = writing.write_plain if content == "sql" else writing.write_custom
+    return partial(write, clients=clients, database=database), tools
+
+
+def artefact_loader(
+    target: DatabaseTarget, *, environ: Mapping[str, str]
+) -> Callable[[Callable[[int], bytes]], Mapping[str, Any]]:
+    """What restores plain SQL into a database through libpq."""
+    from strongroom.postgres.server import Conninfo  # noqa: PLC0415
+
+    try:
+        from strongroom.postgres.plain.executor import PlainRestore  # noqa: PLC0415
+    except ImportError:
+        raise StrongroomError(
+            "This build cannot restore SQL.", means="Nothing was written."
+        ) from None
+    dsn = Conninfo.parse(target.dsn).on(target.database).public()
+    restore = PlainRestore(dsn, password=_text(target.password, environ))
+
+    def load(read: Callable[[int], bytes]) -> Mapping[str, Any]:
+        done = restore.run(read)
+        return done if isinstance(done, Mapping) else {"database": target.database}
+
+    return load
+
+
+def artefact_trust(
+    configuration: Configuration, storage: Storage | None, pinned: Sequence[str]
+) -> Trust:
+    """Whose signature counts: the files named, and every writer of the repository."""
+    from strongroom.artefacts.manifest import Trust, read_pem  # noqa: PLC0415
+    from strongroom.repository import identity  # noqa: PLC0415
+
+    keys = [
+        read_pem(_small(path), path) for path in (*configuration.artefacts.public_keys, *pinned)
+    ]
+    if storage is None:
+        return Trust(keys)
+    of = identity.load(storage)
+    return Trust(keys, {of.id: of.admin_public})
+
+
+def artefact_keys(
+    configuration: Configuration,
+    environ: Mapping[str, str],
+    name: str,
+    *,
+    key_file: str | None,
+    identity_file: str | None,
+) -> Keys:
+    """What opens an artefact: the files given, else those configured."""
+    from strongroom.artefacts.opening import Keys  # noqa: PLC0415
+
+    key = None
+    if key_file is None:
+        usual = artefact_key_path(configuration, environ, name)
+        key_file = usual if os.path.exists(usual) else None
+    if key_file is not None:
+        key = read_private(key_file, "The artefact's key file")
+    identity = None
+    if identity_file is not None:
+        identity = read_private(identity_file, "The identity file")
+    elif configuration.artefacts.identity is not None:
+        identity = resolve(configuration.artefacts.identity, environ)
+    return Keys(key, identity)
+
+
+def artefact_key_path(configuration: Configuration, environ: Mapping[str, str], name: str) -> str:
+    """Where the key file of an encrypted artefact is kept: never beside it."""
+    folder = configuration.artefacts.key_dir
+    if folder is None:
+        base = environ.get("XDG_DATA_HOME") or os.path.expanduser("~/.local/share")
+        folder = os.path.join(base, "strongroom", "artefact-keys")
+    return os.path.join(folder, name + ".key")
+
+
+def _small(path: str) -> bytes:
+    try:
+        with open(path, "rb") as file:
+            return file.read(64 * 1024)
+    except OSError as fault:
+        raise ConfigError(f"The public key {path} cannot be read: {fault.strerror}.") from None

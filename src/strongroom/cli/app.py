@@ -27,6 +27,8 @@ VERBS: dict[tuple[str, ...], tuple[str, Group]] = {
     ("ls",): ("browse:ls", RECOVER),
     ("get",): ("browse:get", RECOVER),
     ("diff",): ("browse:diff", RECOVER),
+    ("export",): ("artefact:export", RECOVER),
+    ("import",): ("artefact:import_artefact", RECOVER),
     ("source", "test"): ("source:test", MANAGE),
     ("repository", "stats"): ("repository:stats", MANAGE),
     ("key", "list"): ("key:list_keys", MANAGE),
@@ -46,7 +48,7 @@ NOUNS = {
     "config": "The configuration.",
 }
 # Commands that may take long: with --json they print lines, the last of type "result".
-LONG = frozenset({"backup", "restore", "check", "demo"})
+LONG = frozenset({"backup", "restore", "check", "demo", "export", "import"})
 
 
 def build() -> App:

@@ -21,6 +21,7 @@ from strongroom.cli.codes import load_pages
 from strongroom.config.loading import SECRET_VARIABLES, VARIABLES, search_path
 from strongroom.config.model import (
     S3,
+    ArtefactsTable,
     Command,
     Configuration,
     FilesRunbook,
@@ -53,6 +54,7 @@ _TABLES: list[tuple[str, type[Struct]]] = [
     ("(top of the file)", Configuration),
     ("[repository]", RepositoryTable),
     ("[repository.s3]", S3),
+    ("[artefacts]", ArtefactsTable),
     ('[source.NAME], type = "postgres"', PostgresTable),
     ('[source.NAME], type = "files"', FilesTable),
     ("promise", Promise),

@@ -136,6 +136,28 @@ class FilesRunbook(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
     ] = None
 
 
+class ArtefactsTable(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Portable artefacts: what `export` and `import` need to know."""
+
+    key_dir: Annotated[
+        str | None,
+        Meta(
+            description="Folder for the key files of encrypted artefacts; otherwise "
+            "~/.local/share/strongroom/artefact-keys. Never the folder of the artefacts."
+        ),
+    ] = None
+    recipients: Annotated[
+        tuple[str, ...], Meta(description="age1… recipients to whom .age artefacts are sealed.")
+    ] = ()
+    identity: Annotated[
+        Secret | None, Meta(description="Identity of age that opens .age artefacts.")
+    ] = None
+    public_keys: Annotated[
+        tuple[str, ...],
+        Meta(description="PEM files of writers whose signature counts, besides the repository's."),
+    ] = ()
+
+
 class PostgresTable(
     Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, tag_field="type", tag="postgres"
 ):
@@ -167,6 +189,9 @@ class PostgresTable(
     ] = True
     unlogged: Annotated[bool, Meta(description="Take what unlogged tables hold too.")] = True
     schedule: Schedule = None
+    artefact_name: Annotated[
+        str | None, Meta(description="What artefacts are called in front of their time.")
+    ] = None
     promise: Annotated[Promise, Meta(description="What is promised.")] = Promise()
     runbook: Annotated[
         PostgresRunbook, Meta(description="What `restore --runbook` does around it.")
@@ -190,6 +215,9 @@ class FilesTable(
         bool, Meta(description="Do not descend into other file systems.")
     ] = False
     schedule: Schedule = None
+    artefact_name: Annotated[
+        str | None, Meta(description="What artefacts are called in front of their time.")
+    ] = None
     promise: Annotated[Promise, Meta(description="What is promised.")] = Promise()
     runbook: Annotated[
         FilesRunbook, Meta(description="What `restore --runbook` does around it.")
@@ -222,6 +250,7 @@ class Configuration(Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
         Secret | None, Meta(description="Password of rclone's configuration, if it is encrypted.")
     ] = None
     repository: Annotated[RepositoryTable, Meta(description="The repository.")] = RepositoryTable()
+    artefacts: Annotated[ArtefactsTable, Meta(description="Portable artefacts.")] = ArtefactsTable()
     source: Annotated[Mapping[str, SourceTable], Meta(description="The sources, by name.")] = {}
 
 
@@ -255,6 +284,12 @@ def check_kms(key: str) -> None:
         raise ValueError("must be the id of a KMS key: an id, an ARN or alias/NAME")
 
 
+def check_artefact_name(name: str) -> None:
+    """ValueError for what cannot begin a file's name."""
+    if not SOURCE_NAME.fullmatch(name):
+        raise ValueError("must be letters, digits, `.`, `_` and `-`, and begin with none of these")
+
+
 def check_zone(name: str) -> None:
     """ValueError for a time zone that this machine does not know."""
     try:
@@ -281,6 +316,8 @@ CHECKS: Mapping[tuple[type[Struct], str], Callable[[Any], None]] = {
     (FilesTable, "path"): check_folder,
     (PostgresTable, "schedule"): check_schedule,
     (FilesTable, "schedule"): check_schedule,
+    (FilesTable, "artefact_name"): check_artefact_name,
+    (PostgresTable, "artefact_name"): check_artefact_name,
     (Configuration, "timezone"): check_zone,
 }
 

@@ -13,7 +13,7 @@ from strongroom.cli.names import path_fields, show_text
 from strongroom.cli.output import error_body
 from strongroom.cli.progress import listening
 from strongroom.cli.records import ID_SHOWN, show_moment, snapshot_body
-from strongroom.errors import Incomplete, Interrupted, StrongroomError, UsageError
+from strongroom.errors import AlreadyExists, Incomplete, Interrupted, StrongroomError, UsageError
 from strongroom.rules.sizes import show_seconds, show_size
 
 if TYPE_CHECKING:
@@ -30,6 +30,9 @@ def backup(
     *,
     all: bool = False,
     label: Annotated[list[str] | None, Parameter(alias="-l")] = None,
+    artefact: str | None = None,
+    artefact_format: str | None = None,
+    replace_artefact: bool = False,
     everywhere: Everywhere = _DEFAULT,
 ) -> int:
     """Back up a source.
@@ -44,6 +47,12 @@ def backup(
         Every source, one after the other; one that fails does not stop the others.
     label
         A label k=v to find the backup by; may be given several times.
+    artefact
+        Write a portable artefact of the backup into this folder too, as `export` would.
+    artefact_format
+        Its format, as in `export --format`.
+    replace_artefact
+        Replace an artefact of the same name: that of a tree of files is called by its month.
     """
     desk = Desk(everywhere)
     if (source is None) == (not all):
@@ -54,9 +63,15 @@ def backup(
     if not names:
         raise UsageError("No source is configured.", do="Add [source.NAME] to strongroom.toml.")
     labels = read_labels(label or [])
+    if artefact is None and artefact_format is not None:
+        raise UsageError("--artefact-format needs --artefact FOLDER.", do="Give both.")
     with desk.repository() as repository:
         if len(names) == 1:
-            return _finish(desk, [_one(desk, repository, names[0], labels)], [])
+            report = _one(desk, repository, names[0], labels)
+            made = _artefacts(
+                desk, repository, [report], artefact, artefact_format, force=replace_artefact
+            )
+            return _finish(desk, [report], [], made)
         reports, failed = [], []
         for name in names:
             try:
@@ -67,7 +82,37 @@ def backup(
                 failed.append((name, fault))
                 desk.output.note(f"{show_text(name)}: failed, going on with the others")
                 desk.output.error_lines(fault)
-    return _finish(desk, reports, failed)
+        made = _artefacts(
+            desk, repository, reports, artefact, artefact_format, force=replace_artefact
+        )
+    return _finish(desk, reports, failed, made)
+
+
+def _artefacts(
+    desk: Desk,
+    repository: Repository,
+    reports: list[Report],
+    folder: str | None,
+    format: str | None,
+    *,
+    force: bool,
+) -> list[dict[str, Any]]:
+    """Export what was just backed up: the source is read once."""
+    if folder is None:
+        return []
+    from strongroom.cli.verbs.artefact import ExportFlags, write_artefact  # noqa: PLC0415
+
+    how = ExportFlags(force=force)
+    try:
+        return [
+            write_artefact(desk, repository, report.snapshot, folder, format, how)
+            for report in reports
+        ]
+    except StrongroomError as fault:
+        fault.means = "The backup is complete and committed; its artefact was not written."
+        if isinstance(fault, AlreadyExists):
+            fault.do = "Give --replace-artefact, or `strongroom export` into another folder."
+        raise
 
 
 def read_labels(texts: list[str]) -> dict[str, str]:
@@ -131,10 +176,16 @@ def _body(report: Report) -> dict[str, Any]:
     }
 
 
-def _finish(desk: Desk, reports: list[Report], failed: list[tuple[str, StrongroomError]]) -> int:
+def _finish(
+    desk: Desk,
+    reports: list[Report],
+    failed: list[tuple[str, StrongroomError]],
+    artefacts: list[dict[str, Any]],
+) -> int:
     body = {
         "backups": list(map(_body, reports)),
         "failed": [{"source": name, **error_body(fault)} for name, fault in failed],
+        "artefacts": artefacts,
     }
     if failed:  # its lines were printed when it happened
         status = failed[0][1].exit_status
@@ -142,6 +193,7 @@ def _finish(desk: Desk, reports: list[Report], failed: list[tuple[str, Strongroo
         desk.output.event("result", {"verb": "backup", "exit": status, **body, "error": error})
         return status
     skipped = sum(len(report.problems) for report in reports)
+    skipped += sum(len(made["problems"]) for made in artefacts)
     fault = None
     if skipped:
         fault = Incomplete(

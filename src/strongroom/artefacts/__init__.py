@@ -1,0 +1,1 @@
+"""Portable artefacts: files that a person without Strongroom opens with gzip, tar, openssl, age."""
