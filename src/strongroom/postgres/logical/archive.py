@@ -33,7 +33,8 @@ class CutShortError(ValueError):
 @dataclass(frozen=True, slots=True)
 class TocEntry:
     """One object in the archive. `drop` is the SQL that takes it away again, "" if none does;
-    `copy_at` is where the length of its COPY statement stands in the archive."""
+    `copy_at` is where the length of its COPY statement stands in the archive; `begins`, `needs_at`,
+    `needs_end` and `ends` are where the entry, and in it its dependencies, begin and end."""
 
     id: int
     tag: str
@@ -43,6 +44,10 @@ class TocEntry:
     dependencies: tuple[int, ...]
     drop: str = ""
     copy_at: int = 0
+    begins: int = 0
+    needs_at: int = 0
+    needs_end: int = 0
+    ends: int = 0
 
     @property
     def is_relation(self) -> bool:
@@ -120,6 +125,7 @@ def read_contents(data: bytes) -> Contents:
 
 
 def _read_entry(reader: _Reader, version: tuple[int, int], offset_size: int) -> TocEntry:
+    begins = reader.at
     number = reader.int()
     reader.int()  # has data
     reader.text(), reader.text()  # catalogue and object id
@@ -138,10 +144,25 @@ def _read_entry(reader: _Reader, version: tuple[int, int], offset_size: int) -> 
     reader.text()  # owner
     reader.text()  # with oids
     dependencies = []
+    needs_at = needs_end = reader.at
     while (dependency := reader.text()) is not None:
         dependencies.append(int(dependency))
+        needs_end = reader.at
     reader.take(1 + offset_size)  # offset of the data, never set in a pipe
-    return TocEntry(number, tag, kind, namespace, section, tuple(dependencies), drop, copy_at)
+    return TocEntry(
+        number,
+        tag,
+        kind,
+        namespace,
+        section,
+        tuple(dependencies),
+        drop,
+        copy_at,
+        begins,
+        needs_at,
+        needs_end,
+        reader.at,
+    )
 
 
 def freezing(head: bytes, contents: Contents, tables: Collection[tuple[str, str]]) -> bytes:

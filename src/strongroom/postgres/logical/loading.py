@@ -140,7 +140,7 @@ def load(run: Run, entry: Entry) -> list[tuple[str, str]]:
         descriptors = []
         tables: list[tuple[str, str]] = []
         if run.selection is not None or entry.path != names.main_path(run.database):
-            head, contents = _head(pieces)
+            head, contents = head_of(pieces)
             pieces = _prepared(run, head, contents, pieces)
             tables = [(e.namespace, e.tag) for e in contents.entries if e.kind == "TABLE DATA"]
         if run.selection is not None:
@@ -216,7 +216,7 @@ def _list_file(ids: Sequence[int]) -> Iterator[int]:
         os.close(descriptor)
 
 
-def _head(pieces: Iterator[memoryview | bytes]) -> tuple[bytes, archive.Contents]:
+def head_of(pieces: Iterator[memoryview | bytes]) -> tuple[bytes, archive.Contents]:
     """Read as much of a stream as its table of contents needs; return those bytes and it."""
     head = b""
     for piece in pieces:

@@ -1,0 +1,274 @@
+"""Which statements of a plain dump are run: those that pg_dump writes, and no others.
+
+PURE. Source: what src/bin/pg_dump/pg_dump.c and pg_backup_archiver.c emit. The rule looks at tokens,
+never at text, so that comments, quoting and letter case hide nothing. It keeps a dump from
+reaching for files, programs and settings by itself; what functions of the dump do once they exist
+(in an index, a default, a materialized view) is the business of the server, and runs with the
+rights of the role that restores.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+Tokens = Sequence[bytes]
+
+_SETTINGS = frozenset(
+    (
+        b"statement_timeout",
+        b"lock_timeout",
+        b"idle_in_transaction_session_timeout",
+        b"transaction_timeout",
+        b"client_encoding",
+        b"standard_conforming_strings",
+        b"check_function_bodies",
+        b"xmloption",
+        b"client_min_messages",
+        b"row_security",
+        b"default_tablespace",
+        b"default_table_access_method",
+        b"default_with_oids",
+        b"search_path",
+        b"escape_string_warning",
+        b"extra_float_digits",
+    )
+)
+# Encodings in which a backslash or a quote can be the second byte of a letter.
+_HIDING = frozenset((b"sjis", b"big5", b"gbk", b"uhc", b"gb18030", b"johab", b"shift_jis_2004"))
+_FUNCTIONS = frozenset(
+    (b"set_config", b"setval", b"lo_create", b"lo_open", b"lowrite", b"lo_close", b"lo_unlink")
+)
+_STATISTICS = frozenset(
+    (b"pg_restore_relation_stats", b"pg_restore_attribute_stats", b"pg_restore_extended_stats")
+)
+_MAKES = frozenset(
+    b"access aggregate cast collation constraint conversion domain event extension foreign function"
+    b" index language materialized operator policy procedural procedure publication rule schema"
+    b" sequence server statistics subscription table text transform trigger trusted type unique"
+    b" unlogged user view default recursive".split()
+)
+_CHANGES = frozenset(
+    b"aggregate collation conversion default domain event extension foreign function index language"
+    b" large materialized operator policy procedural procedure publication routine rule schema"
+    b" sequence server statistics subscription table text trigger type user view".split()
+)
+_DROPS = _CHANGES | {b"access", b"cast", b"transform"}
+_OTHER = frozenset((b"comment", b"grant", b"revoke"))
+_LITERAL = re.compile(rb"E?'.*'|[0-9].*|null|true|false|default|[bxn]", re.DOTALL)
+_NAME = re.compile(rb'".*"|[A-Za-z_\x80-\xff][A-Za-z0-9_$\x80-\xff]*', re.DOTALL)
+
+
+def never(found: Tokens) -> str | None:
+    """Say why a statement is not run in any mode; None when it may be."""
+    head = found[:2]
+    if head[:1] == (b"copy",) and not _is_plain_copy(found, loose=True):
+        return "COPY with anything but rows out of the dump itself (a file, a program, a query)"
+    if head == (b"alter", b"system"):
+        return "ALTER SYSTEM changes the server, not the database"
+    if head[:1] == (b"load",):
+        return "LOAD brings a library into the server"
+    return None
+
+
+def strange(found: Tokens) -> str | None:
+    """Say why a statement is none that pg_dump writes; None when it is one."""
+    if not found:
+        return "an empty statement"
+    first = found[0]
+    rule = _RULES.get(first)
+    if rule is not None:
+        return rule(found)
+    if first in _OTHER:
+        return None
+    shown = first.decode("utf-8", "replace").upper()
+    return f"{shown[:30]} is no statement that pg_dump writes"
+
+
+def about_rights(found: Tokens) -> str:
+    """ "owner" or "privileges" when a statement says only that of an object, "" otherwise."""
+    if found[0] in (b"grant", b"revoke"):
+        return "privileges"
+    if found[:3] == (b"alter", b"default", b"privileges"):
+        return "privileges"
+    if found[0] == b"alter" and tuple(found[-4:-2]) == (b"owner", b"to"):
+        return "owner"
+    return ""
+
+
+def setting_of(found: Tokens) -> bytes:
+    """The setting that a SET statement changes; b"" for other statements."""
+    return found[1] if found[0] == b"set" and len(found) > 2 else b""
+
+
+def table_of(found: Tokens) -> bytes:
+    """The table of a COPY, as it is written there."""
+    name, _ = _name(found, 1)
+    return name
+
+
+def _name(found: Tokens, at: int) -> tuple[bytes, int]:
+    """A name with or without schema at `at`, and where it ends; b"" when there is none."""
+    parts = []
+    while at < len(found) and _NAME.fullmatch(found[at]):
+        parts.append(found[at])
+        at += 1
+        if found[at : at + 1] != (b".",):
+            return b".".join(parts), at
+        at += 1
+    return b"", at
+
+
+def _is_plain_copy(found: Tokens, *, loose: bool = False) -> bool:
+    """COPY name [(columns)] FROM stdin; and with `loose` any options behind."""
+    name, at = _name(found, 1)
+    if not name:
+        return False
+    if found[at : at + 1] == (b"(",):
+        at += 1
+        while at < len(found) and found[at] != b")":
+            if not (_NAME.fullmatch(found[at]) or found[at] == b","):
+                return False
+            at += 1
+        at += 1
+    if tuple(found[at : at + 2]) != (b"from", b"stdin"):
+        return False
+    return loose or tuple(found[at + 2 :]) == (b";",)
+
+
+def _copy(found: Tokens) -> str | None:
+    return None if _is_plain_copy(found) else "COPY in a form that pg_dump does not write"
+
+
+def _set(found: Tokens) -> str | None:
+    if tuple(found[1:3]) == (b"session", b"authorization") and len(found) == 5:
+        return None
+    if len(found) < 5 or found[1] not in _SETTINGS or found[2] not in (b"=", b"to"):
+        return "SET of something that pg_dump does not set"
+    if found[1] == b"client_encoding":
+        return encoding_fault(found[3])
+    return None
+
+
+def encoding_fault(value: bytes) -> str | None:
+    """Say why statements in this client encoding cannot be told apart safely."""
+    plain = value.strip(b"E'\"").lower().replace(b"_", b"").replace(b"-", b"")
+    known = {name.replace(b"_", b"") for name in _HIDING}
+    if plain in known or plain.startswith((b"shiftjis", b"mskanji", b"windows9")):
+        return "a client_encoding in which a letter can hide a quote or backslash"
+    return None
+
+
+def _select(found: Tokens) -> str | None:
+    at = 3 if tuple(found[1:3]) == (b"*", b"from") else 1
+    called = tuple(found[at : at + 4])
+    allowed = _STATISTICS if at == 3 else _FUNCTIONS
+    if len(called) < 4 or called[:2] != (b"pg_catalog", b".") or called[3] != b"(":
+        return "a SELECT that pg_dump does not write"
+    if called[2] not in allowed or tuple(found[-2:]) != (b")", b";"):
+        return "a SELECT that pg_dump does not write"
+    arguments = found[at + 4 : -2]
+    if called[2] == b"set_config":
+        good = len(arguments) == 5 and arguments[0] == b"'search_path'"
+        return None if good else "set_config of something other than search_path"
+    for number, token in enumerate(arguments):
+        if token in (b"(", b";"):
+            return "a SELECT that pg_dump does not write"
+        literal = _LITERAL.fullmatch(token) or token in (b",", b"-", b"::", b"[", b"]", b"=>")
+        if not literal and at == 1 and not (number and arguments[number - 1] == b"::"):
+            return "a SELECT that pg_dump does not write"
+    return None
+
+
+def _insert(found: Tokens) -> str | None:
+    """INSERT INTO name [(columns)] [OVERRIDING SYSTEM VALUE] VALUES (literals)…"""
+    fault = "an INSERT of something other than plain values"
+    if found[1:2] != (b"into",):
+        return fault
+    _, at = _name(found, 2)
+    if tuple(found[at : at + 3]) == (b"default", b"values", b";"):
+        return None
+    if found[at : at + 1] == (b"(",):
+        while at < len(found) and found[at] != b")":
+            at += 1
+        at += 1
+    if found[at : at + 1] == (b"overriding",):
+        at += 3
+    if found[at : at + 1] != (b"values",):
+        return fault
+    rest = list(found[at + 1 :])
+    if tuple(rest[-5:]) == (b"on", b"conflict", b"do", b"nothing", b";"):
+        rest = rest[:-5]
+    marks = (b"(", b")", b",", b"-", b".", b";")
+    return None if all(t in marks or _LITERAL.fullmatch(t) for t in rest) else fault
+
+
+def _create(found: Tokens) -> str | None:
+    at = 3 if tuple(found[1:3]) == (b"or", b"replace") else 1
+    kind = found[at] if at < len(found) else b""
+    if kind not in _MAKES:
+        return f"CREATE {_shown(kind)} is none that pg_dump writes"
+    kinds = found[at : at + 2]
+    if b"table" in kinds and _at_depth_zero(found, b"as"):
+        return "CREATE TABLE AS runs a query, and pg_dump writes none"
+    if kind == b"materialized" and tuple(found[-4:]) != (b"with", b"no", b"data", b";"):
+        return "a materialized view that is filled where pg_dump fills none"
+    if kind == b"schema" and len(found) > 6 + (found[2:3] == (b"if",)) * 3:
+        return "CREATE SCHEMA with statements inside"
+    return None
+
+
+def _alter(found: Tokens) -> str | None:
+    kind = found[1] if len(found) > 1 else b""
+    return None if kind in _CHANGES else f"ALTER {_shown(kind)} is none that pg_dump writes"
+
+
+def _drop(found: Tokens) -> str | None:
+    kind = found[1] if len(found) > 1 else b""
+    return None if kind in _DROPS else f"DROP {_shown(kind)} is none that pg_dump writes"
+
+
+def _security(found: Tokens) -> str | None:
+    return None if found[1:2] == (b"label",) else "a statement that pg_dump does not write"
+
+
+def _refresh(found: Tokens) -> str | None:
+    good = tuple(found[1:3]) == (b"materialized", b"view")
+    return None if good else "a statement that pg_dump does not write"
+
+
+def _transaction(found: Tokens) -> str | None:
+    return None if len(found) == 2 else "a transaction with options, and pg_dump writes none"
+
+
+def _do(_: Tokens) -> str | None:
+    return "a DO block, and pg_dump writes none"
+
+
+_RULES = {
+    b"copy": _copy,
+    b"set": _set,
+    b"select": _select,
+    b"insert": _insert,
+    b"create": _create,
+    b"alter": _alter,
+    b"drop": _drop,
+    b"security": _security,
+    b"refresh": _refresh,
+    b"begin": _transaction,
+    b"commit": _transaction,
+    b"do": _do,
+}
+
+
+def _at_depth_zero(found: Tokens, wanted: bytes) -> bool:
+    depth = 0
+    for token in found:
+        depth += (token == b"(") - (token == b")")
+        if token == wanted and not depth:
+            return True
+    return False
+
+
+def _shown(word: bytes) -> str:
+    return word.decode("utf-8", "replace").upper()[:30]
