@@ -20,7 +20,7 @@ import msgspec
 from strongroom.config.loading import SECRET_VARIABLES
 from strongroom.config.model import S3, Configuration, FilesTable, PostgresTable, SourceTable
 from strongroom.config.secrets import Secret, read_private, resolve
-from strongroom.errors import ConfigError, StrongroomError, UsageError
+from strongroom.errors import ConfigError, UsageError
 from strongroom.files.rclone.tool import check_remote, is_remote
 
 if TYPE_CHECKING:
@@ -625,37 +625,34 @@ def artefact_writer(
     if content == "tar":
         return None, tools
     from strongroom.postgres.clients import Clients  # noqa: PLC0415
+    from strongroom.postgres.plain import writing  # noqa: PLC0415
 
-    try:
-        from strongroom.postgres.plain import writing  # noqa: PLC0415
-    except ImportError:
-        raise StrongroomError(
-            "This build cannot write SQL out of a backup.", means="Nothing was written."
-        ) from None
+    if content != "sql":
+        return partial(writing.write_custom, database=database), tools
     bin_dir = table.bin_dir if isinstance(table, PostgresTable) else None
     clients = Clients.found(bin_dir)
-    write = writing.write_plain if content == "sql" else writing.write_custom
-    return partial(write, clients=clients, database=database), tools
+    return partial(writing.write_plain, clients=clients, database=database), tools
 
 
 def artefact_loader(
     target: DatabaseTarget, *, environ: Mapping[str, str]
 ) -> Callable[[Callable[[int], bytes]], Mapping[str, Any]]:
     """What restores plain SQL into a database through libpq."""
+    from strongroom.postgres.plain.executor import PlainRestore  # noqa: PLC0415
     from strongroom.postgres.server import Conninfo  # noqa: PLC0415
 
-    try:
-        from strongroom.postgres.plain.executor import PlainRestore  # noqa: PLC0415
-    except ImportError:
-        raise StrongroomError(
-            "This build cannot restore SQL.", means="Nothing was written."
-        ) from None
     dsn = Conninfo.parse(target.dsn).on(target.database).public()
     restore = PlainRestore(dsn, password=_text(target.password, environ))
 
     def load(read: Callable[[int], bytes]) -> Mapping[str, Any]:
         done = restore.run(read)
-        return done if isinstance(done, Mapping) else {"database": target.database}
+        return {
+            "database": target.database,
+            "statements": done.statements,
+            "rows": done.rows,
+            "tables": done.tables,
+            "notes": list(done.notes),
+        }
 
     return load
 

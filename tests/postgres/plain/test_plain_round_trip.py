@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import subprocess
 
 import pytest
@@ -97,8 +98,6 @@ def test_a_snapshot_is_written_as_one_custom_archive(
 def test_into_a_new_database_that_takes_its_name_at_the_end(
     server16: EmbeddedServer, databases: Databases
 ) -> None:
-    import io
-
     zoo = databases.zoo(server16)
     script = dump(server16, zoo, 16)
     name = databases.name(server16)
@@ -115,7 +114,9 @@ def test_into_a_new_database_that_takes_its_name_at_the_end(
 
 
 def test_owners_and_rights_can_be_left_out(server16: EmbeddedServer, databases: Databases) -> None:
-    sql = "CREATE TABLE t (a int); ALTER TABLE t OWNER TO zoo_owner; GRANT SELECT ON t TO zoo_reader"
+    sql = (
+        "CREATE TABLE t (a int); ALTER TABLE t OWNER TO zoo_owner; GRANT SELECT ON t TO zoo_reader"
+    )
     script = dump(server16, databases.make(server16, sql=sql), 16)
     script = script.replace(b"zoo_owner", b"nobody_here").replace(b"zoo_reader", b"nobody_there")
     put(server16, databases.make(server16), script, owner=False, privileges=False)
