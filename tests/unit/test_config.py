@@ -99,6 +99,7 @@ FAULTS = [
     ("[source.a]\ntype = 3", "2: source.a.type", '"postgres" or "files"'),
     ('[source.a]\ntype = "files"', "1: source.a.path", "is missing"),
     ('[source.a]\ntype = "files"\npath = ""', "3: source.a.path", "is empty"),
+    ('[source.a]\ntype = "files"\npath = "rclone:g"', "3: source.a.path", "rclone:remote:path"),
     (
         '[source.a]\ntype = "files"\npath = "/x"\ninclude = "a/"',
         "4: source.a.include",
