@@ -12,7 +12,10 @@ import shutil
 import subprocess
 import sys
 
-PACKAGES = {"postgresql-15": "/usr/lib/postgresql/15/bin/postgres"}
+PACKAGES = {
+    "postgresql-15": "/usr/lib/postgresql/15/bin/postgres",
+    "age": "/usr/bin/age",
+}
 _CLUSTER = "/etc/postgresql-common/createcluster.d/strongroom-tests.conf"
 
 

@@ -381,8 +381,9 @@ def artefact_writer(
         ) from None
     bin_dir = table.bin_dir if isinstance(table, PostgresTable) else None
     clients = Clients.found(bin_dir)
-    write = writing.write_plain if content == "sql" else writing.write_custom
-    return partial(write, clients=clients, database=database), tools
+    if content == "custom":
+        return partial(writing.write_custom, database=database), tools
+    return partial(writing.write_plain, clients=clients, database=database), tools
 
 
 def artefact_loader(
@@ -402,7 +403,13 @@ def artefact_loader(
 
     def load(read: Callable[[int], bytes]) -> Mapping[str, Any]:
         done = restore.run(read)
-        return done if isinstance(done, Mapping) else {"database": target.database}
+        return {
+            "database": target.database,
+            "statements": done.statements,
+            "rows": done.rows,
+            "tables": done.tables,
+            "notes": list(done.notes),
+        }
 
     return load
 
