@@ -15,6 +15,7 @@ import sys
 PACKAGES = {
     "postgresql-15": "/usr/lib/postgresql/15/bin/postgres",
     "shellcheck": "/usr/bin/shellcheck",
+    "age": "/usr/bin/age",
 }
 _CLUSTER = "/etc/postgresql-common/createcluster.d/strongroom-tests.conf"
 

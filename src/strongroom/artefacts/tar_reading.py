@@ -91,7 +91,7 @@ def _next(
         if kind not in (b"x", b"g", b"L", b"K"):
             return {**common, **own}, block, name, link
         size = _number(block[124:136])
-        if size > _MAX_EXTENDED:
+        if not 0 <= size <= _MAX_EXTENDED:
             raise hostile("it has an extended header of more than 1 MiB")
         body = stream.exactly(size)
         stream.skip(-size % BLOCK)
@@ -125,6 +125,8 @@ def _entry(  # noqa: PLR0912 -- a header has as many kinds
     else:
         raise hostile(f"it has an entry of the unknown type {kind!r}")
     size = _integer(records[b"size"]) if b"size" in records else _number(block[124:136])
+    if size < 0:
+        raise hostile("it has an entry of a size below nothing")
     if what is not Kind.FILE:
         size = 0 if what in (Kind.DIRECTORY, Kind.HARDLINK) else size
         if size:

@@ -85,7 +85,9 @@ def _from_document(document: Mapping[str, Any]) -> Identity:
             do="Install a newer strongroom.",
         )
     body = dict(document)
-    signature = bytes.fromhex(body.pop("signature"))
+    signature = bytes.fromhex(body["signature"])
+    if body.pop("signature") != signature.hex():  # it signs all of it but how it is written itself
+        raise ValueError("its signature is not as it was written")
     admin = bytes.fromhex(body["admin"])
     Ed25519PublicKey.from_public_bytes(admin).verify(signature, _DOMAIN + canonical(body))
     smallest, average, largest = body["chunker"]
