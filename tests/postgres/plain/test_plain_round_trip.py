@@ -9,9 +9,8 @@ import pytest
 
 from postgres.conftest import Databases
 from postgres.keeping import DoubleKeeper, EngineKeeper
-from postgres.plain.tools import dump, program, psql, put, same
+from postgres.plain.tools import dump, program, psql, put, same, unlike
 from strongroom.errors import NotFound, Refused
-from strongroom.postgres.compare import compare_databases
 from strongroom.postgres.embedded import EmbeddedServer
 from strongroom.postgres.logical.source import LogicalSource
 from strongroom.postgres.plain.executor import restore_plain
@@ -30,7 +29,7 @@ def test_what_pg_dump_printed_comes_back_as_by_psql(
     if by == server_major:
         psql(server, theirs, script)
         assert same(server, ours, theirs)
-    assert compare_databases(server.dsn_for(zoo), server.dsn_for(ours)) == []
+    assert unlike(server, zoo, ours) == []
     assert done.rows > 75_000
     assert done.size == len(script)
 
@@ -42,7 +41,7 @@ def test_dumps_as_inserts_come_back(
     zoo = databases.zoo(server18)
     ours = databases.make(server18)
     put(server18, ours, dump(server18, zoo, 18, option, "--clean", "--if-exists"))
-    assert compare_databases(server18.dsn_for(zoo), server18.dsn_for(ours)) == []
+    assert unlike(server18, zoo, ours) == []
 
 
 def test_a_snapshot_is_written_as_plain_sql(
@@ -64,8 +63,8 @@ def test_a_snapshot_is_written_as_plain_sql(
     ours, theirs = databases.make(server), databases.make(server)
     put(server, ours, script)
     psql(server, theirs, script)
-    assert compare_databases(server.dsn_for(zoo), server.dsn_for(ours)) == []
-    assert compare_databases(server.dsn_for(zoo), server.dsn_for(theirs)) == []
+    assert unlike(server, zoo, ours) == []
+    assert unlike(server, zoo, theirs) == []
     assert same(server, ours, theirs)
     assert same(server, zoo, ours)
 
@@ -92,7 +91,7 @@ def test_a_snapshot_is_written_as_one_custom_archive(
         argv.remove("--exit-on-error")
     done = subprocess.run(argv, capture_output=True, check=False)
     assert done.stderr.count(b"error:") == done.stderr.count(b'parameter "transaction_timeout"')
-    assert compare_databases(server.dsn_for(zoo), server.dsn_for(target)) == []
+    assert unlike(server, zoo, target) == []
 
 
 def test_into_a_new_database_that_takes_its_name_at_the_end(
@@ -102,15 +101,15 @@ def test_into_a_new_database_that_takes_its_name_at_the_end(
     script = dump(server16, zoo, 16)
     name = databases.name(server16)
     restore_plain(io.BytesIO(script).read, server16.dsn, name)
-    assert compare_databases(server16.dsn_for(zoo), server16.dsn_for(name)) == []
+    assert unlike(server16, zoo, name) == []
     with pytest.raises(Refused, match="exists already"):
         restore_plain(io.BytesIO(script).read, server16.dsn, name)
     bad = script.replace(b"\\unrestrict", b"\\! touch x\n\\unrestrict")
     with pytest.raises(Refused, match="backslash command"):
         restore_plain(io.BytesIO(bad).read, server16.dsn, name, replace=True)
-    assert compare_databases(server16.dsn_for(zoo), server16.dsn_for(name)) == []
+    assert unlike(server16, zoo, name) == []
     restore_plain(io.BytesIO(script).read, server16.dsn, name, replace=True)
-    assert compare_databases(server16.dsn_for(zoo), server16.dsn_for(name)) == []
+    assert unlike(server16, zoo, name) == []
 
 
 def test_owners_and_rights_can_be_left_out(server16: EmbeddedServer, databases: Databases) -> None:

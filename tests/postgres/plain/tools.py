@@ -6,9 +6,8 @@ import io
 import os
 import re
 import subprocess
-from collections.abc import Iterable
 
-from postgres.conftest import Databases
+from strongroom.postgres.compare import compare_databases
 from strongroom.postgres.embedded import EmbeddedServer, installations
 from strongroom.postgres.plain.executor import PlainRestore, Restored
 
@@ -33,12 +32,6 @@ def psql(server: EmbeddedServer, database: str, script: bytes) -> None:
     assert done.returncode == 0, done.stderr.decode()
 
 
-def reading(script: bytes | Iterable[bytes]) -> object:
-    """`read(most)` over a script."""
-    whole = script if isinstance(script, bytes) else b"".join(script)
-    return io.BytesIO(whole).read
-
-
 def put(server: EmbeddedServer, database: str, script: bytes, **options: object) -> Restored:
     """Restore by our own executor."""
     return PlainRestore(server.dsn_for(database), **options).run(io.BytesIO(script).read)  # type: ignore[arg-type]
@@ -53,4 +46,7 @@ def same(server: EmbeddedServer, one: str, other: str) -> bool:
     return texts[0] == texts[1]
 
 
-__all__ = ["Databases", "dump", "program", "psql", "put", "reading", "same"]
+def unlike(server: EmbeddedServer, one: str, other: str) -> list[str]:
+    """How two databases differ, but for settings of the database: those are in `pg_dump -C` only."""
+    found = compare_databases(server.dsn_for(one), server.dsn_for(other))
+    return [text for text in found if not text.startswith(("setting ", "database itself"))]

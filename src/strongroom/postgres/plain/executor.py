@@ -41,7 +41,6 @@ _SETTINGS = {
     "synchronous_commit": "off",
     "maintenance_work_mem": "256MB",
     "check_function_bodies": "off",
-    "search_path": "",
 }
 # Settings that a newer pg_dump sets and an older server does not know: psql goes on without them.
 _NEW_SETTINGS = frozenset(
@@ -137,7 +136,10 @@ class PlainRestore:
         progress = progress or Silent()
         run = _Run()
         conninfo = self._conninfo.with_settings(**_SETTINGS)
-        with _connected(conninfo) as connection:
+        with connect(conninfo) as connection:
+            # A dump sets the path that it was written for; without one no bare name is found.
+            path = '"$user", public' if self._trust else ""
+            connection.execute("SELECT set_config('search_path', %s, false)", [path])
             self._preflight(connection, run)
             try:
                 progress.phase("restoring")
@@ -381,13 +383,6 @@ class _Ahead:
             if isinstance(piece, BaseException):
                 raise piece
             yield piece
-
-
-def _connected(conninfo: Conninfo) -> psycopg.Connection[Any]:
-    """A connection whose search_path the dump sets, as pg_dump's own does."""
-    connection = connect(conninfo)
-    connection.execute("SELECT pg_catalog.set_config('search_path', '', false)")
-    return connection
 
 
 def _verify(connection: psycopg.Connection[Any], run: _Run) -> None:
