@@ -1,6 +1,6 @@
 """One command, both sides in one run: `make bench`, or `python -m bench vault large`.
 
-    python -m bench [--runs 3] [--scale 1] [--work DIR] [vault] [large] [scale] [logical]
+    python -m bench [--runs 3] [--scale 1] [--work DIR] [vault] [large] [scale] [logical] [plain]
 
 Prints a table; keeps it as JSON under bench/results/.
 """
@@ -22,11 +22,13 @@ from functools import partial
 from bench.files import large, scale, vault
 from bench.logical import logical
 from bench.measure import Row
+from bench.plain import plain
 
 PARTS: dict[str, Callable[[str, int], list[Row]]] = {
     "vault": vault,
     "large": large,
     "logical": logical,
+    "plain": plain,
     "scale": scale,
 }
 
@@ -47,6 +49,7 @@ def main() -> None:
     print(_machine())
     rows: list[Row] = []
     parts = {**PARTS, "logical": partial(logical, scale=chosen.scale)}
+    parts["plain"] = partial(plain, scale=chosen.scale)
     try:
         for part in chosen.parts or PARTS:
             for row in parts[part](os.path.realpath(work), chosen.runs):

@@ -263,6 +263,8 @@ class _Wire:
 
     def __init__(self, connection: Any, pq: Any) -> None:
         self._connection, self._pq = connection, pq
+        # psycopg's own way makes libpq keep, and move about, all that the server has not taken yet.
+        connection.nonblocking = 0
         self._copying = False
 
     @property
