@@ -1,6 +1,6 @@
 """One command, both sides in one run: `make bench`, or `python -m bench vault large`.
 
-    python -m bench [--runs 3] [--scale 1] [--work DIR] [vault] [large] [scale] [logical]
+    python -m bench [--runs 3] [--scale 1] [--work DIR] [vault] [large] [scale] [logical] [artefacts]
 
 Prints a table; keeps it as JSON under bench/results/.
 """
@@ -19,6 +19,7 @@ import time
 from collections.abc import Callable
 from functools import partial
 
+from bench.artefacts import artefacts
 from bench.files import large, scale, vault
 from bench.logical import logical
 from bench.measure import Row
@@ -28,6 +29,7 @@ PARTS: dict[str, Callable[[str, int], list[Row]]] = {
     "large": large,
     "logical": logical,
     "scale": scale,
+    "artefacts": artefacts,
 }
 
 
@@ -46,6 +48,7 @@ def main() -> None:
     print(_machine())
     rows: list[Row] = []
     parts = {**PARTS, "logical": partial(logical, scale=chosen.scale)}
+    parts["artefacts"] = partial(artefacts, scale=chosen.scale)
     try:
         for part in chosen.parts or PARTS:
             for row in parts[part](os.path.realpath(work), chosen.runs):
