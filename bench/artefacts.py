@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import sys
@@ -14,8 +15,8 @@ from strongroom.demo import database
 from strongroom.postgres.embedded import EmbeddedServer, find_server
 
 _PIPE = """\
-import subprocess, sys
-commands = [part.split("\\0") for part in sys.argv[2:]]
+import json, subprocess, sys
+commands = json.loads(sys.argv[2])
 before, running = None, []
 for number, argv in enumerate(commands):
     last = number == len(commands) - 1
@@ -35,7 +36,7 @@ def _piped(work: str, out: str, *commands: list[str]) -> list[str]:
     script = f"{work}/pipe.py"
     with open(script, "w") as file:
         file.write(_PIPE)
-    return [sys.executable, script, out, *("\0".join(argv) for argv in commands)]
+    return [sys.executable, script, out, json.dumps(commands)]
 
 
 def _vault(work: str, times: int) -> list[Row]:
