@@ -1,6 +1,8 @@
 """One command, both sides in one run: `make bench`, or `python -m bench vault large`.
 
-    python -m bench [--runs 3] [--scale 1] [--work DIR] [vault] [large] [scale] [logical] [plain]
+    python -m bench [--runs 3] [--scale 1] [--work DIR] [PART …]
+
+    parts: vault large logical plain scale artefacts
 
 Prints a table; keeps it as JSON under bench/results/.
 """
@@ -19,6 +21,7 @@ import time
 from collections.abc import Callable
 from functools import partial
 
+from bench.artefacts import artefacts
 from bench.files import large, scale, vault
 from bench.logical import logical
 from bench.measure import Row
@@ -30,6 +33,7 @@ PARTS: dict[str, Callable[[str, int], list[Row]]] = {
     "logical": logical,
     "plain": plain,
     "scale": scale,
+    "artefacts": artefacts,
 }
 
 
@@ -50,6 +54,7 @@ def main() -> None:
     rows: list[Row] = []
     parts = {**PARTS, "logical": partial(logical, scale=chosen.scale)}
     parts["plain"] = partial(plain, scale=chosen.scale)
+    parts["artefacts"] = partial(artefacts, scale=chosen.scale)
     try:
         for part in chosen.parts or PARTS:
             for row in parts[part](os.path.realpath(work), chosen.runs):

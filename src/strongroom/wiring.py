@@ -637,15 +637,13 @@ def artefact_writer(
 def artefact_loader(
     target: DatabaseTarget, *, environ: Mapping[str, str]
 ) -> Callable[[Callable[[int], bytes]], Mapping[str, Any]]:
-    """What restores plain SQL into a database through libpq."""
-    from strongroom.postgres.plain.executor import PlainRestore  # noqa: PLC0415
-    from strongroom.postgres.server import Conninfo  # noqa: PLC0415
+    """What restores plain SQL as a new database, through libpq."""
+    from strongroom.postgres.plain.executor import restore_plain  # noqa: PLC0415
 
-    dsn = Conninfo.parse(target.dsn).on(target.database).public()
-    restore = PlainRestore(dsn, password=_text(target.password, environ))
+    password = _text(target.password, environ)
 
     def load(read: Callable[[int], bytes]) -> Mapping[str, Any]:
-        done = restore.run(read)
+        done = restore_plain(read, target.dsn, target.database, password=password)
         return {
             "database": target.database,
             "statements": done.statements,

@@ -97,11 +97,11 @@ def test_what_is_written_beside_it(desk: Desk) -> None:
     made = desk.export()
     out = Path(made.made.path).parent
     assert (
-        subprocess.run(["sha256sum", "-c", f"{NAME}.sha256"], cwd=out, check=False).returncode == 0
+        subprocess.run(["sha256sum", "-c", f"{NAME}.sha256"], check=False, cwd=out).returncode == 0
     )
     line = f"openssl pkeyutl -verify -pubin -inkey {made.public_key} -rawin -in".split()
     argv = [*line, f"{NAME}.manifest", "-sigfile", f"{NAME}.manifest.sig"]
-    assert subprocess.run(argv, cwd=out, check=False).returncode == 0
+    assert subprocess.run(argv, check=False, cwd=out).returncode == 0
     manifest = decode((out / f"{NAME}.manifest").read_bytes())
     assert manifest.file.sha256 == hashlib.sha256((out / NAME).read_bytes()).hexdigest()
     key = (desk.folder / "keys" / f"{NAME}.key").read_bytes()

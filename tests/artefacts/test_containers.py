@@ -53,7 +53,7 @@ def drained(read: object, step: int = 65_537) -> bytes:
 
 def test_gunzip_reads_it() -> None:
     data = zipped(PLAIN, mtime=1_764_000_000)
-    assert subprocess.run(["gunzip"], input=data, capture_output=True, check=False).stdout == PLAIN
+    assert subprocess.run(["gunzip"], check=False, input=data, capture_output=True).stdout == PLAIN
     assert data[4:8] == (1_764_000_000).to_bytes(4, "little")
     assert data == zipped(PLAIN, 999_983, mtime=1_764_000_000)
 
@@ -62,12 +62,12 @@ def test_gunzip_reads_it() -> None:
 def test_sizes_around_a_block(size: int) -> None:
     plain = PLAIN[:size]
     data = zipped(plain)
-    assert subprocess.run(["gunzip"], input=data, capture_output=True, check=False).stdout == plain
+    assert subprocess.run(["gunzip"], check=False, input=data, capture_output=True).stdout == plain
     assert drained(GzipReader(io.BytesIO(data).read).read) == plain
 
 
 def test_members_are_one_and_rubbish_is_refused() -> None:
-    two = subprocess.run(["gzip", "-c"], input=b"one", capture_output=True, check=False).stdout
+    two = subprocess.run(["gzip", "-c"], check=False, input=b"one", capture_output=True).stdout
     assert drained(GzipReader(io.BytesIO(two + zipped(b"two")).read).read) == b"onetwo"
     for bad in (two + b"rubbish", two[:-1], two + bytes(8), b"", b"plain"):
         with pytest.raises(Damaged):
@@ -113,15 +113,15 @@ def test_age_reads_it_and_we_read_age(tmp_path: Path) -> None:
     identity, sealed = tmp_path / "identity", tmp_path / "sealed"
     subprocess.run(["age-keygen", "-o", identity], check=True, capture_output=True)
     argv = ["age-keygen", "-y", identity]
-    to = subprocess.run(argv, capture_output=True, text=True, check=False).stdout.strip()
+    to = subprocess.run(argv, check=False, capture_output=True, text=True).stdout.strip()
     out = bytearray()
     writer = AgeWriter(out.extend, recipients([to]))
     writer.write(PLAIN)
     writer.finish()
     sealed.write_bytes(out)
-    opened = subprocess.run(["age", "-d", "-i", identity, sealed], capture_output=True, check=False)
+    opened = subprocess.run(["age", "-d", "-i", identity, sealed], check=False, capture_output=True)
     assert opened.stdout == PLAIN
-    theirs = subprocess.run(["age", "-r", to], input=PLAIN, capture_output=True, check=False).stdout
+    theirs = subprocess.run(["age", "-r", to], check=False, input=PLAIN, capture_output=True).stdout
     keys = identities(identity.read_bytes())
     reader = AgeReader(io.BytesIO(theirs).read, keys)
     assert drained(reader.read) == PLAIN
@@ -160,7 +160,7 @@ def test_tar_extracts_it(desk: Desk, tmp_path: Path) -> None:
     target = tmp_path / "extracted"
     target.mkdir()
     done = subprocess.run(
-        ["tar", "xf", "-", "-C", target], input=data, capture_output=True, check=False
+        ["tar", "xf", "-", "-C", target], check=False, input=data, capture_output=True
     )
     assert done.returncode == 0, done.stderr
     for path, content in FILES.items():
