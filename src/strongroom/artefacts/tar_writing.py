@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Sequence
+from functools import lru_cache
 
 from strongroom.format.tree import Entry, Kind
 from strongroom.progress import Progress
@@ -129,8 +130,13 @@ def header(entry: Entry) -> bytes:
     if not records:
         return main
     body = b"".join(_record(key, value) for key, value in records)
-    front = _block(b"././@PaxHeader", b"", b"", b"x", 0o644, (0, 0, len(body)), 0, 0, 0)
-    return front + body + bytes(-len(body) % BLOCK) + main
+    return _front(len(body)) + body + bytes(-len(body) % BLOCK) + main
+
+
+@lru_cache(256)
+def _front(size: int) -> bytes:
+    """The header of pax records that are `size` bytes: the same for most entries."""
+    return _block(b"././@PaxHeader", b"", b"", b"x", 0o644, (0, 0, size), 0, 0, 0)
 
 
 def _split(path: bytes) -> tuple[bytes, bytes]:

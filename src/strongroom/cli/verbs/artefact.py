@@ -255,7 +255,7 @@ def import_artefact(
         Take it into the repository as a backup of this name: a tree as files, a dump as one file
         (`strongroom get` gives it back).
     to
-        Restore it here: a new folder, or a new or empty database.
+        Restore it here: a new folder, or a new database.
     label
         A label k=v for the backup; may be given several times.
     dry_run

@@ -107,6 +107,9 @@ class Target:
         With `replace` the old one is renamed away in the same transaction and dropped after it.
         """
         with connect(self._maintenance) as connection, translated(self._maintenance):
+            # Whatever the cluster's default: a name that was told of must outlive a crash, and with
+            # it all that was written before.
+            connection.execute("SET synchronous_commit = on")
             old = _OLD + secrets.token_hex(6) if replace and exists(connection, self.name) else None
             with _closed(connection, self.name) if old else contextlib.nullcontext():
                 self._rename(connection, old)
