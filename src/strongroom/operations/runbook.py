@@ -11,7 +11,8 @@ import contextlib
 import fcntl
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping
+import shlex
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
@@ -154,6 +155,18 @@ class Work:
 
 Action = Callable[[Work], str]
 Advice = Callable[[Record, Condition], tuple[str, str]]
+
+
+def run_all(
+    run: Callable[[Sequence[str], str | None, Mapping[str, str]], None],
+    work: Work,
+    commands: Sequence[Sequence[str]],
+) -> str:
+    """Run configured commands in turn, the way a step stops or starts services."""
+    for argv in commands:
+        work.progress.phase(shlex.join(argv))
+        run(argv, None, {})
+    return f"{len(commands)} command{'s' * (len(commands) != 1)}"
 
 
 def carry_out(

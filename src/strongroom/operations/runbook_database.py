@@ -17,7 +17,7 @@ from strongroom.errors import Damaged, Refused, StrongroomError
 from strongroom.operations.back_up import back_up
 from strongroom.operations.commands import refuse_unknown
 from strongroom.operations.restore import restore
-from strongroom.operations.runbook import Action, Record, Work
+from strongroom.operations.runbook import Action, Record, Work, run_all
 from strongroom.operations.verify_snapshot import verify_snapshot
 from strongroom.postgres.exchange import Exchange
 from strongroom.postgres.logical.preflight import choose_database
@@ -132,7 +132,7 @@ class DatabaseRunbook:
     def actions(self) -> dict[str, Action]:
         """What each step does."""
         return {
-            "stop": lambda work: self._commands(work, self.table.stop),
+            "stop": lambda work: run_all(self.run, work, self.table.stop),
             "verify": lambda work: verify_snapshot(
                 self.repository.open_snapshot(self.snapshot), self.snapshot, work.progress
             ),
@@ -142,15 +142,9 @@ class DatabaseRunbook:
             "migrate": self._migrate,
             "integrity": self._integrity,
             "swap": self._swap,
-            "start": lambda work: self._commands(work, self.table.start),
+            "start": lambda work: run_all(self.run, work, self.table.start),
             "measure": lambda work: measure(work.record.began, self.rto, now=self.now()).text,
         }
-
-    def _commands(self, work: Work, commands: Sequence[Sequence[str]]) -> str:
-        for argv in commands:
-            work.progress.phase(shlex.join(argv))
-            self.run(argv, None, {})
-        return f"{len(commands)} command{'s' * (len(commands) != 1)}"
 
     def _safety(self, work: Work) -> str:
         facts = work.record.facts

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import shlex
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -18,7 +18,7 @@ from strongroom.errors import Damaged, Refused
 from strongroom.files import exchange
 from strongroom.operations.commands import refuse_unknown
 from strongroom.operations.restore import restore
-from strongroom.operations.runbook import Action, Record, Work
+from strongroom.operations.runbook import Action, Record, Work, run_all
 from strongroom.operations.runbook_database import Run, fill_in, show_command
 from strongroom.operations.verify_snapshot import verify_snapshot
 from strongroom.repository.catalogue import Snapshot
@@ -121,19 +121,13 @@ class VaultRunbook:
                 self.repository.open_snapshot(self.snapshot), self.snapshot, work.progress
             ),
             "restore": self._restore,
-            "stop": lambda work: self._commands(work, self.table.stop),
+            "stop": lambda work: run_all(self.run, work, self.table.stop),
             "swap": self._swap,
             "rebuild_index": self._rebuild_index,
             "integrity": self._integrity,
-            "start": lambda work: self._commands(work, self.table.start),
+            "start": lambda work: run_all(self.run, work, self.table.start),
             "measure": lambda work: measure(work.record.began, self.rto, now=self.now()).text,
         }
-
-    def _commands(self, work: Work, commands: Sequence[Sequence[str]]) -> str:
-        for argv in commands:
-            work.progress.phase(shlex.join(argv))
-            self.run(argv, None, {})
-        return f"{len(commands)} command{'s' * (len(commands) != 1)}"
 
     def _restore(self, work: Work) -> str:
         staging = work.record.facts["beside"]
