@@ -10,7 +10,7 @@ import pytest
 
 from postgres.conftest import Databases, names_on, quote
 from postgres.keeping import DoubleKeeper, EngineKeeper, Keeper
-from strongroom.errors import Damaged, NotFound, Refused, StrongroomError
+from strongroom.errors import Damaged, NotFound, Refused, StrongroomError, UsageError
 from strongroom.postgres.compare import compare_databases
 from strongroom.postgres.embedded import EmbeddedServer
 from strongroom.postgres.logical import names
@@ -217,7 +217,7 @@ def test_several_databases_and_the_choice_of_one(
     two = databases.make(server16, sql="CREATE TABLE t AS SELECT 2 AS a")
     kept = EngineKeeper().keep(source(server16, "postgres", databases=[one, two]))
     target = databases.name(server16)
-    with pytest.raises(NotFound, match="Which database"):
+    with pytest.raises(UsageError, match="Which one"):
         restore(server16, kept.snapshot, target)
     restore(server16, kept.snapshot, target, database=two)
     with server16.connect(target) as connection:

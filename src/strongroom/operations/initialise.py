@@ -122,8 +122,9 @@ def _refuse_occupied(storage: Storage) -> list[str]:
             raise _occupied(storage.url)
         if not entry.name.startswith(("keys/", "probe/")):
             raise Refused(
-                f"There are objects at {storage.url} that are no new repository: {entry.name}.",
-                do="Choose an empty place for the repository.",
+                f"{storage.url} is not empty: it holds {entry.name}, and no repository's identity.",
+                do="Choose an empty place for the repository. If there was one here, its "
+                "strongroom.json is lost: recover.py --repository-id reads what is left.",
             )
         left.append(entry.name)
     return left

@@ -16,6 +16,7 @@ from strongroom.errors import (
     NotFound,
     Refused,
     StrongroomError,
+    UsageError,
 )
 from strongroom.postgres.clients import Client, Clients
 from strongroom.postgres.logical import names
@@ -171,12 +172,14 @@ def choose_database(source: Mapping[str, Any], wanted: str | None) -> tuple[str,
     databases: Mapping[str, Any] = source["databases"]
     if wanted is None and len(databases) == 1:
         wanted = next(iter(databases))
-    if wanted is None or wanted not in databases:
-        listed = ", ".join(repr(name) for name in databases)
-        raise NotFound(
-            f"The snapshot has no database {wanted!r}." if wanted else "Which database?",
-            do=f"Name one of: {listed}.",
+    listed = ", ".join(repr(name) for name in databases)
+    if wanted is None:
+        raise UsageError(
+            f"The snapshot holds several databases: {listed}. Which one?",
+            do="Name it with --database.",
         )
+    if wanted not in databases:
+        raise NotFound(f"The snapshot has no database {wanted!r}.", do=f"Name one of: {listed}.")
     return wanted, databases[wanted]
 
 
