@@ -72,8 +72,9 @@ class Cron:
         return self
 
     def start(self, script: Path, *words: str) -> subprocess.Popen[str]:
+        # A shell's background job ignores SIGINT, and so would all that it starts.
         return subprocess.Popen(
-            [str(script), *words],
+            ["env", "--default-signal=INT", str(script), *words],
             cwd=self.root,
             env=self.environ,
             stdin=subprocess.DEVNULL,
