@@ -30,10 +30,7 @@ demo: $(DEMO)
 test: $(STAMP)
 	$(BIN)/python tests/prepare.py
 	$(MAKE) --no-print-directory lint
-	# What fails beside everything else is run once more, alone: whether it is the test or the
-	# machine must show then. A test that needs this is not done; the first run names it.
-	$(BIN)/python -m pytest -n 2 --dist loadgroup -m 'not sweep' || \
-	$(BIN)/python -m pytest -m 'not sweep' --last-failed --last-failed-no-failures none
+	$(BIN)/python -m pytest -n 2 --dist loadgroup -m 'not sweep'
 
 quick: $(STAMP)
 	$(BIN)/python -m pytest -x -q -m 'not slow and not sweep' tests/unit tests/contracts tests/engine
