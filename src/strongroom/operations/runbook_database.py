@@ -17,7 +17,16 @@ from strongroom.errors import Damaged, Refused, StrongroomError
 from strongroom.operations.back_up import back_up
 from strongroom.operations.commands import refuse_unknown
 from strongroom.operations.restore import restore
-from strongroom.operations.runbook import Action, Record, Work, run_all
+from strongroom.operations.runbook import (
+    Action,
+    Record,
+    Work,
+    go_on,
+    run_all,
+    show_commands,
+    stopped,
+    untouched_advice,
+)
 from strongroom.operations.verify_snapshot import verify_snapshot
 from strongroom.postgres.exchange import Exchange
 from strongroom.postgres.logical.preflight import choose_database
@@ -242,17 +251,12 @@ class DatabaseRunbook:
         """What state things are in, and how to go on or back."""
         facts, source = record.facts, record.source
         name = facts["name"]
-        on = f"Go on: `strongroom restore {source} --runbook --resume`."
-        start = "; ".join(f"`{shlex.join(argv)}`" for argv in self.table.start)
+        on, services = go_on(record), stopped(record)
         back = self._way_back(facts, source)
-        stopped = bool(self.table.stop) and record.book["stop"].attempts > 0
-        services = " Services are stopped." if stopped else ""
+        if services and facts.get("safety"):
+            back += f" Then start the services: {show_commands(self.table.start)}."
         if condition == "untouched":
-            going_back = f" Or leave it: start the services yourself ({start})." if stopped else ""
-            return (
-                f"The database in use, {name!r}, is as it was.{services}",
-                on + (going_back or " Or begin anew with --start-over."),
-            )
+            return untouched_advice(record, f"The database in use, {name!r},", self.table.start)
         if condition == "between" and not facts.get("drop_first"):
             return (
                 f"{name!r} is whole: either still the old database or already the restored one, "

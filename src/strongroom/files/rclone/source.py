@@ -50,6 +50,7 @@ SINGLY = 100  # so many files of a batch that did not come are tried one by one
 _FILE_MODE, _FOLDER_MODE = 0o644, 0o755
 _GATHER = 4 * 1024 * 1024
 _REUSE = 4096
+A_SYMLINK = "it is a symlink, which rclone leaves out"
 _ODD_NAME = "rclone cannot express its name (it is not UTF-8)"
 
 
@@ -200,7 +201,7 @@ class _Look:
             if event.level in ("error", "critical"):
                 self.told(event.object.encode(), f"it cannot be listed: {event.text}")
             elif "symlink" in event.text.lower():
-                self.told(event.object.encode(), "it is a symlink, which rclone leaves out")
+                self.told(event.object.encode(), A_SYMLINK)
         by_path: dict[bytes, Item] = {}
         doubled: dict[bytes, int] = {}
         for item in found:
