@@ -163,6 +163,17 @@ class DatabaseRunbook:
             return f"what stands there is half-restored; its safety backup is {facts['torn']}"
         labels = {SAFETY_LABEL: "before-restore", "run": work.record.run}
         report = back_up(self.repository, self.safety(), progress=work.progress, labels=labels)
+        lacking = "; ".join(
+            f"{problem.path.decode(errors='replace')}: {problem.reason}"
+            for problem in report.problems[:_NAMED]
+        )
+        if lacking and facts.get("drop_first"):
+            raise StrongroomError(
+                f"The safety backup {report.snapshot.id[:12]} lacks what would be dropped: {lacking}.",
+                do="Mend what is named.",
+            )
+        if lacking:
+            work.warn(f"the safety backup lacks {lacking}")
         work.note(safety=report.snapshot.id)
         return f"backup {report.snapshot.id[:12]}, {show_size(report.snapshot.size)}"
 

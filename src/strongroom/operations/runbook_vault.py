@@ -14,7 +14,7 @@ from datetime import datetime
 from typing import Any
 
 from strongroom.config.model import FilesRunbook
-from strongroom.errors import Damaged, Refused
+from strongroom.errors import Damaged, Refused, StrongroomError
 from strongroom.files import exchange
 from strongroom.operations.commands import refuse_unknown
 from strongroom.operations.restore import restore
@@ -114,9 +114,10 @@ class VaultRunbook:
 
     def drop_kept(self, name: str) -> bool:
         """Remove a tree that a run kept for a way back."""
-        there = os.path.lexists(name)
+        if not os.path.lexists(name):
+            return False
         _remove(os.fsencode(name))
-        return there
+        return True
 
     # -- steps -----------------------------------------------------------------------------
 
@@ -160,7 +161,11 @@ class VaultRunbook:
         if not os.path.lexists(old):
             record.kept = [each for each in record.kept if each != facts["old"]]
             return "there was none before"
-        lost = [os.fsdecode(name) for name in exchange.names_only_in(old, path)]
+        try:
+            lost = [os.fsdecode(name) for name in exchange.names_only_in(old, path)]
+        except OSError as fault:
+            lost = []
+            work.warn(f"what is in {facts['old']} only cannot be told: {fault.strerror}")
         if lost:
             more = f" and {len(lost) - _NAMED} more" if len(lost) > _NAMED else ""
             work.warn(
@@ -227,5 +232,13 @@ def refuse_unknown_commands(table: FilesRunbook) -> None:
 
 
 def _remove(path: bytes) -> None:
-    if os.path.isdir(path) and not os.path.islink(path):
-        shutil.rmtree(path)
+    try:
+        if os.path.isdir(path) and not os.path.islink(path):
+            shutil.rmtree(path)
+        elif os.path.lexists(path):
+            os.unlink(path)
+    except OSError as fault:
+        raise StrongroomError(
+            f"{os.fsdecode(path)!r} cannot be removed: {fault.strerror}.",
+            do="Remove it yourself, as the owner of what is in it.",
+        ) from None

@@ -23,6 +23,7 @@ from strongroom.errors import (
     NotFound,
     Refused,
     StorageFull,
+    StorageUnreachable,
     StrongroomError,
     TargetFull,
     Unreachable,
@@ -32,6 +33,7 @@ from strongroom.files.rclone.source import BATCH_FILES, BATCH_SIZE
 from strongroom.files.rclone.staging import Staging
 from strongroom.files.rclone.tool import (
     PREFIX,
+    Event,
     Features,
     Item,
     Rclone,
@@ -73,6 +75,7 @@ class RcloneSink:
         self._paths = tuple(sorted({path.strip(b"/") for path in paths} - {b""}))
         self._force, self._replace = force or replace, replace
         self._staging = staging
+        self._unlisted: list[Event] = []  # what the last listing could not say
         if replace and self._paths:
             raise Refused(
                 "--replace with --path would delete everything but those paths at the target.",
@@ -115,11 +118,12 @@ class RcloneSink:
     def _there(self, *, empty_is_enough: bool) -> list[Item] | None:
         """What is at the target: None if it does not exist, its top only where that is enough."""
         try:
-            items, _ = self._rclone.listing(self._remote, depth=1 if empty_is_enough else None)
+            items, events = self._rclone.listing(self._remote, depth=1 if empty_is_enough else None)
         except NotFound as fault:
             if "no remote of the name" in fault.what:
                 raise
             return None
+        self._unlisted = [event for event in events if event.level in ("error", "critical")]
         return items
 
     def _expected(self, snapshot: SnapshotReader) -> tuple[int, int]:
@@ -206,7 +210,13 @@ class RcloneSink:
                 if name in kept:
                     break
                 kept.add(name)
-        there = self._there(empty_is_enough=False) or []
+        there = self._there(empty_is_enough=False)
+        if there is None and sent:
+            raise StorageUnreachable(
+                f"{PREFIX}{shown(self._remote)} does not list what was just compared there.",
+                means="What the backup does not have may still be there.",
+            )
+        there = there or []
         return [item for item in there if item.path not in kept]
 
     def _delete_extra(self, snapshot: SnapshotReader, sending: _Sending, noted: Noted) -> int:
@@ -225,7 +235,13 @@ class RcloneSink:
             result = self._rclone.remove_empty(join(self._remote, path))
             if result.status:
                 noted.fact(path.encode(), "an empty folder could not be removed")
-        for item in self._extra(snapshot, sending.names):
+        left = self._extra(snapshot, sending.names)
+        for event in self._unlisted:
+            noted.one(
+                event.object.encode(),
+                f"it cannot be listed, so nothing in it was deleted: {event.text}",
+            )
+        for item in left:
             if not item.directory:
                 noted.one(item.path.encode(), "it is not in the backup and could not be deleted")
         return len(files)
@@ -304,6 +320,8 @@ class _Sending:
                     sent = self._send(folder, size, over=True)
                     result, verdicts = self._compare(folder, size)
                 self._judge(folder, size, verdicts, [sent or result, result])
+            elif sent is not None and sent.status:  # folders only: nothing compares them
+                raise _after_copy(fault_of(sent, self._remote))
         finally:
             shutil.rmtree(folder, ignore_errors=True)
 
