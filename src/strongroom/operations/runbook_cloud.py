@@ -161,7 +161,7 @@ class CloudRunbook:
         remote = record.facts["name"]
         if condition == "untouched":
             return untouched_advice(record, f"The vault in use, {remote},", self.table.start)
-        on = f"{go_on(record)} {self.way_back(record)}"
+        on = f"{go_on(record)} {way_back(record)}"
         if condition == "between":
             return (
                 f"{remote} may be neither the old nor the new.{stopped(record)} "
@@ -170,14 +170,15 @@ class CloudRunbook:
             )
         return f"{remote} is restored and verified; services may not be up.", on
 
-    def way_back(self, record: Record) -> str:
-        """The command that undoes the run, services and all."""
-        safety = record.facts.get("safety")
-        if not safety:
-            return "There was nothing before to go back to."
-        if safety == record.snapshot:
-            return f"This is the state before, of safety backup {safety[:12]}."
-        return (
-            f"Go back: `strongroom restore {record.source} --runbook --start-over "
-            f"--backup {safety[:12]}`."
-        )
+
+def way_back(record: Record) -> str:
+    """The command that undoes the run, services and all."""
+    safety = record.facts.get("safety")
+    if not safety:
+        return "There was nothing before to go back to."
+    if safety == record.snapshot:
+        return f"This is the state before, of safety backup {safety[:12]}."
+    return (
+        f"Go back: `strongroom restore {record.source} --runbook --start-over "
+        f"--backup {safety[:12]}`."
+    )

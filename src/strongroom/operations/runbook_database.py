@@ -260,10 +260,10 @@ class DatabaseRunbook:
 
     def advice(self, record: Record, condition: Condition) -> tuple[str, str]:
         """What state things are in, and how to go on or back."""
-        facts, source = record.facts, record.source
+        facts = record.facts
         name = facts["name"]
         on, services = go_on(record), stopped(record)
-        back = self._way_back(facts, source)
+        back = way_back(record)
         if services and facts.get("safety"):
             back += f" Then start the services: {show_commands(self.table.start)}."
         if condition == "untouched":
@@ -284,21 +284,19 @@ class DatabaseRunbook:
             f"{on} {back}",
         )
 
-    def _way_back(self, facts: Mapping[str, Any], source: str) -> str:
-        safety = facts.get("safety")
-        name = facts["name"]
-        if safety:
-            return (
-                f"Go back: `strongroom restore {source} --backup {str(safety)[:12]} "
-                f"--to {shlex.quote(name)} --replace --yes`."
-            )
-        if not facts.get("drop_first"):
-            return f"The database before is {facts['old']!r}, to be renamed back."
-        return "No safety backup was made: there is no way back."
 
-    def way_back(self, record: Record) -> str:
-        """The command that undoes a finished run."""
-        return self._way_back(record.facts, record.source)
+def way_back(record: Record) -> str:
+    """The command that undoes a run, once something in use was changed."""
+    facts = record.facts
+    safety, name = facts.get("safety"), facts["name"]
+    if safety:
+        return (
+            f"Go back: `strongroom restore {record.source} --backup {str(safety)[:12]} "
+            f"--to {shlex.quote(name)} --replace --yes`."
+        )
+    if not facts.get("drop_first"):
+        return f"The database before is {facts['old']!r}, to be renamed back."
+    return "No safety backup was made: there is no way back."
 
 
 def fill_in(command: Command, word: str, value: str) -> tuple[list[str], dict[str, str]]:

@@ -199,20 +199,21 @@ class VaultRunbook:
             return (
                 f"{path!r} holds the restored files, not verified in place.{services} "
                 "They must not be started.",
-                f"{on} {self.way_back(record)}",
+                f"{on} {way_back(record)}",
             )
         return (
             f"{path!r} is restored and verified; services may not be up.",
-            f"{on} {self.way_back(record)}",
+            f"{on} {way_back(record)}",
         )
 
-    def way_back(self, record: Record) -> str:
-        """The command that undoes the run."""
-        facts = record.facts
-        if not os.path.lexists(facts["old"]):
-            return "There was nothing before to go back to."
-        path, old = shlex.quote(facts["name"]), shlex.quote(facts["old"])
-        return f"Go back: `mv -T {path} {path}.undone && mv -T {old} {path}`."
+
+def way_back(record: Record) -> str:
+    """The command that undoes the run."""
+    facts = record.facts
+    if not os.path.lexists(facts["old"]):
+        return "There was nothing before to go back to."
+    path, old = shlex.quote(facts["name"]), shlex.quote(facts["old"])
+    return f"Go back: `mv -T {path} {path}.undone && mv -T {old} {path}`."
 
 
 def rebuild_index(table: FilesRunbook, run: Run, path: str) -> str:

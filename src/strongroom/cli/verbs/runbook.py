@@ -232,8 +232,23 @@ def _refuse_unfinished(last: Record) -> Refused:
             "whole": f"{last.facts['name']} is restored; services may not be up.",
         }[last.book.condition],
         do=f"Go on: `strongroom restore {last.source} --runbook --resume`. "
-        f"Or begin anew: `strongroom restore {last.source} --runbook --start-over`.",
+        f"Or begin anew: `strongroom restore {last.source} --runbook --start-over`."
+        + ("" if last.book.condition == "untouched" else f" {_way_back(last)}"),
     )
+
+
+def _way_back(record: Record) -> str:
+    from strongroom.operations import (  # noqa: PLC0415
+        runbook_cloud,
+        runbook_database,
+        runbook_vault,
+    )
+
+    if record.facts.get("in_place"):
+        return runbook_cloud.way_back(record)
+    if record.kind == "files":
+        return runbook_vault.way_back(record)
+    return runbook_database.way_back(record)
 
 
 # -- what is restored, by whom ---------------------------------------------------------------
@@ -400,7 +415,7 @@ def _carry_out(
             f"Kept of before: {kept}; `strongroom restore {record.source} --runbook --drop-old` "
             "gives it up"
         )
-    desk.output.line(procedure.way_back(record))
+    desk.output.line(_way_back(record))
     body = {**_body(record, snapshot, warnings), "missed": measured.missed}
     problems = record.facts.get("problems") or []
     if problems:
