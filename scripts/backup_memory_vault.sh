@@ -2,9 +2,7 @@
 # Back up the Memory Vault: a snapshot in an encrypted repository, and beside it
 # memory_vault_YYYYMM.tar.gz.enc with its checksum and signed manifest, which need nothing but
 # sha256sum, openssl and tar. Strongroom does it; this only says what and where.
-set -eu
-program=backup_memory_vault
-root=$(cd -- "$(dirname -- "$0")/.." && pwd -P)
+root=$(cd -- "$(dirname -- "$0")/.." && pwd -P) || exit
 # shellcheck source=scripts/common.sh
 . "$root/scripts/common.sh"
 
@@ -32,8 +30,7 @@ Exit status: 0 done, 2 usage or configuration, 3 incomplete, 4 refused, 6 busy, 
 END
 }
 
-read_flags "$@"
-find_strongroom
+begin "$@"
 if [ "$mode" = --manual ] && [ -z "${VAULT_ROOT:-}" ]; then
     use_development_parts vault
     VAULT_ROOT=$parts/stakazo_memory_vault

@@ -2,9 +2,7 @@
 # Back up the PostgreSQL database of the platform: a snapshot in an encrypted repository, and
 # beside it postgres_backup_YYYYMMDD_HHMMSS.sql.gz with its checksum and signed manifest, which
 # need nothing but sha256sum, gunzip and psql. Strongroom does it; this only says what and where.
-set -eu
-program=backup_postgres
-root=$(cd -- "$(dirname -- "$0")/.." && pwd -P)
+root=$(cd -- "$(dirname -- "$0")/.." && pwd -P) || exit
 # shellcheck source=scripts/common.sh
 . "$root/scripts/common.sh"
 
@@ -30,8 +28,7 @@ Exit status: 0 done, 2 usage or configuration, 3 incomplete, 4 refused, 6 busy, 
 END
 }
 
-read_flags "$@"
-find_strongroom
+begin "$@"
 if [ "$mode" = --manual ] && [ -z "${DB_HOST:-}${DB_USER:-}${DB_NAME:-}${PGPASSWORD:-}" ]; then
     use_development_parts database
     # Once more, beside an embedded server that ends with it; now DB_HOST and the others are set.

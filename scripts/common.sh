@@ -5,9 +5,11 @@
 # command and never in a line of the log; a value is quoted where it is used and encoded where it
 # is written; every line of the log begins with its time, so that `>> file 2>&1` makes a log.
 
+set -eu
 umask 077
 unset CDPATH
 folders='"ml_features/", "audits/", "campaign_history/", "clips_metadata/", "orchestrator_runs/"'
+program=$(basename -- "$0" .sh)
 private=
 child=
 stopped=0
@@ -48,6 +50,12 @@ find_strongroom() {
     [ -n "${STRONGROOM_BIN:-}" ] || [ -x "$strongroom" ] || strongroom=$(command -v strongroom) ||
         fail 2 "strongroom is not installed: pip install strongroom, or set STRONGROOM_BIN"
     [ -x "$strongroom" ] || fail 2 "$strongroom is not a program"
+}
+
+# What each of the two begins with: its flags, and the program that does the work.
+begin() {
+    read_flags "$@"
+    find_strongroom
 }
 
 # require NAME…: variables without which nothing can be backed up.

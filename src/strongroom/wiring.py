@@ -26,10 +26,12 @@ from strongroom.files.rclone.tool import check_remote, is_remote
 if TYPE_CHECKING:
     from strongroom.artefacts.manifest import Trust
     from strongroom.artefacts.opening import Keys
+    from strongroom.files.rclone.sink import RcloneSink
     from strongroom.files.rclone.source import RcloneSource
     from strongroom.files.rclone.tool import Rclone
     from strongroom.keys.aws_kms import AwsKmsHolder
     from strongroom.keys.base import KeyHolder
+    from strongroom.operations.runbook_cloud import CloudRunbook
     from strongroom.operations.runbook_database import DatabaseRunbook
     from strongroom.operations.runbook_vault import VaultRunbook
     from strongroom.postgres.logical.source import LogicalSource
@@ -472,7 +474,7 @@ def remote_sink(
     paths: Sequence[bytes],
     force: bool,
     replace: bool,
-) -> Sink:
+) -> RcloneSink:
     """The sink that fills a folder in a cloud, `rclone:remote:path`."""
     from strongroom.files.rclone.sink import RcloneSink  # noqa: PLC0415
 
@@ -595,6 +597,50 @@ def vault_runbook(
     run = _runner(environ, tell)
     return VaultRunbook(
         repository, snapshot, table.path, sink, table.runbook, run, table.promise.rto, now
+    )
+
+
+def cloud_runbook(
+    table: FilesTable,
+    snapshot: Snapshot,
+    *,
+    repository: Repository,
+    configuration: Configuration,
+    environ: Mapping[str, str],
+    cache_dir: str,
+    tell: Callable[[str], None],
+    jobs: int | None,
+) -> CloudRunbook:
+    """The runbook of a vault in a cloud, at the remote that it has in its source."""
+    from strongroom.operations.runbook_cloud import CloudRunbook  # noqa: PLC0415
+
+    def sink() -> RcloneSink:
+        return remote_sink(
+            table.path,
+            configuration=configuration,
+            environ=environ,
+            cache_dir=cache_dir,
+            paths=(),
+            force=True,
+            replace=True,
+        )
+
+    def safety() -> Source:
+        everything = msgspec.structs.replace(table, include=(), exclude=())
+        program = rclone(configuration, environ, jobs=jobs)
+        return _remote_source(snapshot.source, everything, repository, cache_dir, program)
+
+    run = _runner(environ, tell)
+    return CloudRunbook(
+        repository,
+        snapshot,
+        table.path,
+        sink,
+        safety,
+        table.runbook,
+        run,
+        table.promise.rto,
+        now,
     )
 
 

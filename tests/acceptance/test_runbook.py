@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import shutil
 import signal
 import subprocess
@@ -443,6 +444,41 @@ def test_drop_first_goes_without_room_for_two(platform: Platform) -> None:
     platform.book("--resume")
     restored(platform)
     assert platform.kept() == []
+
+
+def test_the_way_back_after_the_drop_that_is_printed_leads_back(platform: Platform) -> None:
+    platform.toggle("break-migrate")
+    done = platform.book("--drop-first", "--yes", status=1)
+    back, start = done.error_lines[2].split("`")[3:6:2]
+    assert platform.rows() == ROWS
+    platform.run(*shlex.split(back)[1:])
+    assert platform.rows() == 10
+    assert subprocess.run(shlex.split(start), cwd=platform.root, check=False).returncode == 0
+    assert platform.up
+
+
+def test_what_was_written_after_a_run_stopped_early_is_in_the_way_back(platform: Platform) -> None:
+    """Dropped first, stopped before the drop, services up again: the safety backup is made anew."""
+    process = platform.start(
+        "restore", "stakazo-db", "--runbook", "--drop-first", "--yes", "--json"
+    )
+    assert process.stdout is not None
+    for line in process.stdout:
+        event = json.loads(line)
+        if event["type"] == "step" and (event["key"], event["state"]) == ("safety", "running"):
+            break
+    process.kill()
+    process.communicate()
+    (journal,) = platform.home.rglob("runbook/*.json")
+    body = json.loads(journal.read_text())
+    next(step for step in body["book"]["steps"] if step["key"] == "safety")["state"] = "done"
+    journal.write_text(json.dumps(body))
+    platform.sql("stakazo_prod", "DELETE FROM campaigns WHERE id > 3")
+    text = platform.book("--resume").text
+    restored(platform)
+    (line,) = [line for line in text.splitlines() if line.startswith("Go back: ")]
+    platform.run(*shlex.split(line.split("`")[1])[1:])
+    assert platform.rows() == 3
 
 
 def test_drop_first_started_over_keeps_the_first_safety_backup(platform: Platform) -> None:

@@ -8,6 +8,7 @@ import random
 import shutil
 import subprocess
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pyrage
@@ -73,6 +74,39 @@ def test_a_dump_comes_in_as_one_file(desk: Desk) -> None:
 
     importing.into_database(artefact, load)
     assert b"".join(taken) == text
+
+
+def test_the_end_of_a_dump_is_told_only_when_all_of_it_was_true(desk: Desk) -> None:
+    """Whoever loads it commits at the end: the refusal has to come before that."""
+    made = desk.export("db_1.sql.gz", SQL, fill=lambda reader, out: out(b"SELECT 1;")).made
+    artefact = desk.open(made.path)
+    artefact.file = replace(artefact.file, sha256="0" * 64)
+    committed = []
+
+    def load(read: Callable[[int], bytes]) -> dict[str, int]:
+        while read(1000):
+            pass
+        committed.append(True)
+        return {}
+
+    with pytest.raises(Damaged, match="changed while"):
+        importing.into_database(artefact, load)
+    assert not committed
+
+
+@pytest.mark.parametrize("side", ["", ".sha256", ".manifest", ".manifest.sig"])
+def test_an_artefact_that_cannot_be_replaced_keeps_what_belongs_to_it(
+    desk: Desk, side: str
+) -> None:
+    made = desk.export("v_1.tar.gz", TAR).made
+    place = Path(made.path + side)
+    place.unlink()
+    place.mkdir()
+    before = {p.name: p.read_bytes() for p in desk.folder.rglob("v_1*") if p.is_file()}
+    with pytest.raises(StrongroomError, match="cannot be written"):
+        desk.export("v_1.tar.gz", TAR, force=True)
+    assert {p.name: p.read_bytes() for p in desk.folder.rglob("v_1*") if p.is_file()} == before
+    assert not list(desk.folder.rglob(".v_1*"))
 
 
 def test_into_a_folder(desk: Desk) -> None:

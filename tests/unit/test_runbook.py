@@ -10,7 +10,14 @@ from hypothesis import strategies as st
 
 from strongroom.rules.durations import parse_duration
 from strongroom.rules.promises import measure
-from strongroom.rules.runbook import Book, Step, beside_name, database_book, vault_book
+from strongroom.rules.runbook import (
+    Book,
+    Step,
+    beside_name,
+    cloud_book,
+    database_book,
+    vault_book,
+)
 
 SERVICES = {"stop": ["systemctl stop a"], "start": ["systemctl start a"]}
 NOW = datetime(2026, 11, 25, 22, 0, tzinfo=UTC)
@@ -49,6 +56,9 @@ def test_the_seeds_steps_are_all_there_in_its_order() -> None:
         "verify", "restore", "stop", "swap", "rebuild_index", "integrity", "start", "measure",
     ]  # fmt: skip
     assert "swap" not in keys(database(drop_first=True))
+    assert keys(cloud_book(remote="rclone:x:")) == [
+        "verify", "stop", "safety", "upload", "rebuild_index", "integrity", "start", "measure",
+    ]  # fmt: skip
 
 
 def test_what_is_not_configured_is_skipped_with_the_reason() -> None:
@@ -98,6 +108,22 @@ def test_services_are_stopped_again_only_while_nothing_was_changed() -> None:
     assert again["restore"].state == "done"
     swapped = run_until(database(), "start").begin("start").fail("start", seconds=1, told="x")
     assert swapped.resumed()["stop"].state == "done"
+
+
+def test_what_is_replaced_in_place_is_saved_again_only_while_nothing_was_changed() -> None:
+    for book, turn in (
+        (cloud_book(remote="rclone:x:", **SERVICES), "upload"),
+        (database(drop_first=True), "create"),
+    ):
+        assert keys(book).index("safety") < keys(book).index(turn)
+        early = run_until(book, turn)
+        assert early["safety"].state == "done"
+        assert early.resumed()["safety"].state == "pending"
+        begun = early.begin(turn).fail(turn, seconds=1, told="x").resumed()
+        assert (begun.condition, begun["safety"].state) == ("between", "done")
+        assert begun["stop"].state == "done"
+    skipped = database(drop_first=True, safety=False)
+    assert run_until(skipped, "create").resumed()["safety"].state == "skipped"
 
 
 def test_a_restore_that_is_gone_is_undone_up_to_the_turn() -> None:

@@ -155,11 +155,29 @@ def make(
             halves[-1].write(new_key(opened.secret))
         for one in halves:
             one.sync()
-        for one in reversed(halves):  # the artefact last
-            one.settle()
+        _settle(halves)
         for above in {folder, *([os.path.dirname(opened.path)] if opened else [])}:
             _sync_folder(above)
     return Made(path, manifest, [path + side for side in ("", *SIDES)])
+
+
+def _settle(halves: Sequence[_Part]) -> None:
+    """Give all their names, the artefact last. If one cannot have it, what stood there stays: an
+    older artefact must not lose its key or its manifest to one that never came to be."""
+    begun: list[tuple[_Part, str | None]] = []
+    try:
+        for one in reversed(halves):
+            begun.append((one, one.keep_old()))
+            one.settle()
+    except OSError:
+        for one, old in reversed(begun):
+            one.put_back(old)
+        raise
+    finally:
+        for _, old in begun:
+            if old is not None:
+                with contextlib.suppress(FileNotFoundError):
+                    os.unlink(old)
 
 
 def _through(
@@ -203,6 +221,7 @@ class _Part:
         self.path = os.path.join(folder, f".{name}.{secrets.token_hex(6)}.part")
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
         self._fd = os.open(self.path, flags, 0o600)
+        self._settled = False
 
     def write(self, data: bytes | memoryview) -> None:
         view = memoryview(data)
@@ -214,6 +233,27 @@ class _Part:
 
     def settle(self) -> None:
         os.replace(self.path, self.final)
+        self._settled = True
+
+    def keep_old(self) -> str | None:
+        """Give what stands under the name a second one, and return it; None where nothing is."""
+        old = f"{self.path}.old"
+        if os.path.isdir(self.final):
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), self.final)
+        try:
+            os.link(self.final, old, follow_symlinks=False)
+        except FileNotFoundError:
+            return None
+        except OSError:  # a file system without second names
+            os.rename(self.final, old)
+        return old
+
+    def put_back(self, old: str | None) -> None:
+        """What stood there before stands there again."""
+        if old is not None:
+            os.replace(old, self.final)
+        elif self._settled:
+            os.unlink(self.final)
 
     def close(self) -> None:
         os.close(self._fd)

@@ -33,6 +33,7 @@ from operator import sub
 from blake3 import blake3
 
 from strongroom.kernel import KEY_SIZE
+from strongroom.repository.ports import Tree
 
 MARGIN_NS = 2_000_000_000
 BLOCK_ENTRIES = 1024
@@ -442,6 +443,42 @@ class ThisRun:
     def _fail(self, fault: OSError) -> None:
         self.fault = f"the change cache was not written: {fault.strerror}"
         self.discard()
+
+
+class Memory:
+    """One source's change cache over its runs, in `directory` (None: without one)."""
+
+    def __init__(self, directory: bytes | None, name: bytes, whose: bytes) -> None:
+        self._path = None if directory is None else os.path.join(directory, name)
+        self._whose = whose
+        self._new: ThisRun | None = None
+
+    @contextlib.contextmanager
+    def run(self, tree: Tree) -> Iterator[tuple[LastRun, ThisRun]]:
+        """What the last run left and what this one writes, for the snapshot of `tree`; what it
+        wrote is discarded where it fails."""
+        self.drop()
+        last = LastRun(self._path, self._whose)
+        try:
+            self._new, self._tree = ThisRun(self._path, self._whose), tree
+            yield last, self._new
+        except BaseException:
+            self.drop()
+            raise
+        finally:
+            last.close()
+
+    def settle(self) -> None:
+        """The snapshot is committed: what this run wrote replaces what the last one left."""
+        if self._new is not None:
+            self._new.replace(self._tree.mark())
+            self._new = None
+
+    def drop(self) -> None:
+        """Discard what this run wrote."""
+        if self._new is not None:
+            self._new.discard()
+            self._new = None
 
 
 def _throw_away(fd: int, path: bytes) -> None:

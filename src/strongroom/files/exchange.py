@@ -91,11 +91,8 @@ def refuse_unfit(path: bytes) -> None:
 
 
 def names_only_in(old: bytes, new: bytes) -> list[bytes]:
-    """Top-level names of `old` that `new` has not."""
-    try:
-        return sorted(set(os.listdir(old)) - set(os.listdir(new)))
-    except OSError:
-        return []
+    """Top-level names of `old` that `new` has not; OSError when one of them cannot be listed."""
+    return sorted(set(os.listdir(old)) - set(os.listdir(new)))
 
 
 def compare_with_backup(

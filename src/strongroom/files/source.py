@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable, Iterable
 
 from strongroom.errors import NotFound, Refused
-from strongroom.files.change_cache import MARGIN_NS, LastRun, ThisRun, identity
+from strongroom.files.change_cache import MARGIN_NS, LastRun, Memory, ThisRun, identity
 from strongroom.files.patterns import Patterns
 from strongroom.files.taking import Taking
 from strongroom.files.walk import Walk
@@ -61,24 +61,15 @@ class FileSource:
         Patterns(self._include, self._exclude)  # a pattern that cannot be read is said now
         self._one_file_system = one_file_system
         self._clock = clock
-        self._whose = identity(repository, name, os.path.abspath(root))
-        self._cache = os.path.join(cache_dir, self._cache_name()) if cache_dir else None
-        self._new: ThisRun | None = None
-
-    def _cache_name(self) -> bytes:
-        return self.name.encode() + b"." + self._whose[:8].hex().encode() + b".files"
+        whose = identity(repository, name, os.path.abspath(root))
+        self._memory = Memory(cache_dir, f"{name}.{whose[:8].hex()}.files".encode(), whose)
 
     def back_up(self, session: Session, *, progress: Progress) -> Taken:
         """Push the tree into `session`; NotFound or Refused when the root cannot be had at all."""
-        self._drop()
-        self._tree = session.tree
-        started = self._clock()
+        before = self._clock() - MARGIN_NS
         root = self._open_root()
         try:
-            last = LastRun(self._cache, self._whose)
-            self._new = new = ThisRun(self._cache, self._whose)
-            try:
-                before = started - MARGIN_NS
+            with self._memory.run(session.tree) as (last, new):
                 taking = Taking(
                     session, progress, root=root, last=last, new=new, trusted_before=before
                 )
@@ -86,24 +77,12 @@ class FileSource:
                     return self._take(taking, progress, root, last, new)
                 finally:
                     taking.close()
-            finally:
-                last.close()
-        except BaseException:
-            self._drop()
-            raise
         finally:
             os.close(root)
 
     def settled(self) -> None:
         """The snapshot is committed: the new change cache replaces the old one."""
-        if self._new is not None:
-            self._new.replace(self._tree.mark())
-            self._new = None
-
-    def _drop(self) -> None:
-        if self._new is not None:
-            self._new.discard()
-            self._new = None
+        self._memory.settle()
 
     def _open_root(self) -> int:
         shape = f"{shown(self._root)!r}"
@@ -144,7 +123,7 @@ class FileSource:
             taking.told(pattern, "nothing in the source answers to this include pattern")
         new.finish(files=taking.files, size=taking.size)
         if taking.same:
-            self._drop()  # the old cache says it all
+            self._memory.drop()  # the old cache says it all
         facts = {
             "root": shown(os.path.abspath(self._root)),
             "include": [shown(pattern) for pattern in self._include],

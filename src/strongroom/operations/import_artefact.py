@@ -32,10 +32,10 @@ def sealed_key(repository: Repository | None) -> Callable[[Manifest], bytes | No
         said = manifest.key
         if repository is None or said.get("repository") != repository.identity.id.hex():
             return None
-        keyset = repository.keys.keysets.get(int(said.get("epoch", 0)))
-        if keyset is None:
-            return None
         try:
+            keyset = repository.keys.keysets.get(int(said.get("epoch", 0)))
+            if keyset is None:
+                return None
             number, sealed = bytes.fromhex(said["number"]), base64.b64decode(said["sealed"])
             return new_key(keysets.open_session_key(keyset, number, sealed))
         except (KeyError, ValueError, TypeError, KeyRefused):
@@ -115,8 +115,16 @@ def into_folder(
 def into_database(artefact: Artefact, load: Loader) -> Mapping[str, Any]:
     """Restore a dump through `load`, which takes its text piece by piece."""
     content = artefact.unpack()
+
+    def read(size: int) -> bytes:
+        """The end is told only when all that came was what it should be."""
+        data = content.read(size)
+        if not data:
+            content.finish()
+        return data
+
     try:
-        facts = load(content.read)
+        facts = load(read)
         content.finish()
     finally:
         content.close()

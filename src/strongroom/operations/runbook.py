@@ -169,6 +169,33 @@ def run_all(
     return f"{len(commands)} command{'s' * (len(commands) != 1)}"
 
 
+def untouched_advice(record: Record, what: str, start: Sequence[Sequence[str]]) -> tuple[str, str]:
+    """What is said where a run stopped before anything in use was changed."""
+    services = stopped(record)
+    leave = (
+        f" Or leave it: start the services yourself ({show_commands(start)})."
+        if services
+        else " Or begin anew with --start-over."
+    )
+    return f"{what} is as it was.{services}", go_on(record) + leave
+
+
+def go_on(record: Record) -> str:
+    """The command that goes on with a run."""
+    return f"Go on: `strongroom restore {record.source} --runbook --resume`."
+
+
+def stopped(record: Record) -> str:
+    """That services are down, where the run has stopped them."""
+    step = record.book["stop"]
+    return " Services are stopped." if step.attempts > 0 else ""
+
+
+def show_commands(commands: Sequence[Sequence[str]]) -> str:
+    """Configured commands as they would be typed."""
+    return "; ".join(f"`{shlex.join(argv)}`" for argv in commands)
+
+
 def carry_out(
     work: Work,
     actions: Mapping[str, Action],

@@ -17,7 +17,16 @@ from strongroom.errors import Damaged, Refused, StrongroomError
 from strongroom.operations.back_up import back_up
 from strongroom.operations.commands import refuse_unknown
 from strongroom.operations.restore import restore
-from strongroom.operations.runbook import Action, Record, Work, run_all
+from strongroom.operations.runbook import (
+    Action,
+    Record,
+    Work,
+    go_on,
+    run_all,
+    show_commands,
+    stopped,
+    untouched_advice,
+)
 from strongroom.operations.verify_snapshot import verify_snapshot
 from strongroom.postgres.exchange import Exchange
 from strongroom.postgres.logical.preflight import choose_database
@@ -154,6 +163,17 @@ class DatabaseRunbook:
             return f"what stands there is half-restored; its safety backup is {facts['torn']}"
         labels = {SAFETY_LABEL: "before-restore", "run": work.record.run}
         report = back_up(self.repository, self.safety(), progress=work.progress, labels=labels)
+        lacking = "; ".join(
+            f"{problem.path.decode(errors='replace')}: {problem.reason}"
+            for problem in report.problems[:_NAMED]
+        )
+        if lacking and facts.get("drop_first"):
+            raise StrongroomError(
+                f"The safety backup {report.snapshot.id[:12]} lacks what would be dropped: {lacking}.",
+                do="Mend what is named.",
+            )
+        if lacking:
+            work.warn(f"the safety backup lacks {lacking}")
         work.note(safety=report.snapshot.id)
         return f"backup {report.snapshot.id[:12]}, {show_size(report.snapshot.size)}"
 
@@ -240,19 +260,14 @@ class DatabaseRunbook:
 
     def advice(self, record: Record, condition: Condition) -> tuple[str, str]:
         """What state things are in, and how to go on or back."""
-        facts, source = record.facts, record.source
+        facts = record.facts
         name = facts["name"]
-        on = f"Go on: `strongroom restore {source} --runbook --resume`."
-        start = "; ".join(f"`{shlex.join(argv)}`" for argv in self.table.start)
-        back = self._way_back(facts, source)
-        stopped = bool(self.table.stop) and record.book["stop"].attempts > 0
-        services = " Services are stopped." if stopped else ""
+        on, services = go_on(record), stopped(record)
+        back = way_back(record)
+        if services and facts.get("safety"):
+            back += f" Then start the services: {show_commands(self.table.start)}."
         if condition == "untouched":
-            going_back = f" Or leave it: start the services yourself ({start})." if stopped else ""
-            return (
-                f"The database in use, {name!r}, is as it was.{services}",
-                on + (going_back or " Or begin anew with --start-over."),
-            )
+            return untouched_advice(record, f"The database in use, {name!r},", self.table.start)
         if condition == "between" and not facts.get("drop_first"):
             return (
                 f"{name!r} is whole: either still the old database or already the restored one, "
@@ -269,21 +284,19 @@ class DatabaseRunbook:
             f"{on} {back}",
         )
 
-    def _way_back(self, facts: Mapping[str, Any], source: str) -> str:
-        safety = facts.get("safety")
-        name = facts["name"]
-        if safety:
-            return (
-                f"Go back: `strongroom restore {source} --backup {str(safety)[:12]} "
-                f"--to {shlex.quote(name)} --replace --yes`."
-            )
-        if not facts.get("drop_first"):
-            return f"The database before is {facts['old']!r}, to be renamed back."
-        return "No safety backup was made: there is no way back."
 
-    def way_back(self, record: Record) -> str:
-        """The command that undoes a finished run."""
-        return self._way_back(record.facts, record.source)
+def way_back(record: Record) -> str:
+    """The command that undoes a run, once something in use was changed."""
+    facts = record.facts
+    safety, name = facts.get("safety"), facts["name"]
+    if safety:
+        return (
+            f"Go back: `strongroom restore {record.source} --backup {str(safety)[:12]} "
+            f"--to {shlex.quote(name)} --replace --yes`."
+        )
+    if not facts.get("drop_first"):
+        return f"The database before is {facts['old']!r}, to be renamed back."
+    return "No safety backup was made: there is no way back."
 
 
 def fill_in(command: Command, word: str, value: str) -> tuple[list[str], dict[str, str]]:

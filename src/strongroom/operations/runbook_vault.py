@@ -14,11 +14,19 @@ from datetime import datetime
 from typing import Any
 
 from strongroom.config.model import FilesRunbook
-from strongroom.errors import Damaged, Refused
+from strongroom.errors import Damaged, Refused, StrongroomError
 from strongroom.files import exchange
 from strongroom.operations.commands import refuse_unknown
 from strongroom.operations.restore import restore
-from strongroom.operations.runbook import Action, Record, Work, run_all
+from strongroom.operations.runbook import (
+    Action,
+    Record,
+    Work,
+    go_on,
+    run_all,
+    stopped,
+    untouched_advice,
+)
 from strongroom.operations.runbook_database import Run, fill_in, show_command
 from strongroom.operations.verify_snapshot import verify_snapshot
 from strongroom.repository.catalogue import Snapshot
@@ -66,9 +74,7 @@ class VaultRunbook:
     def preflight(self, facts: Mapping[str, Any], *, drop_first: bool, ours: bool) -> None:
         """Refused when it can be known that the run would not come to its end."""
         del drop_first
-        rebuild = self.table.rebuild_index
-        refuse_unknown([(argv, None) for argv in (*self.table.stop, *self.table.start)])
-        refuse_unknown([] if rebuild is None else [(rebuild.argv, rebuild.cwd)])
+        refuse_unknown_commands(self.table)
         exchange.refuse_unfit(os.fsencode(facts["name"]))
         for path in (facts["beside"], facts["old"]):
             if not ours and os.path.lexists(path):
@@ -108,9 +114,10 @@ class VaultRunbook:
 
     def drop_kept(self, name: str) -> bool:
         """Remove a tree that a run kept for a way back."""
-        there = os.path.lexists(name)
+        if not os.path.lexists(name):
+            return False
         _remove(os.fsencode(name))
-        return there
+        return True
 
     # -- steps -----------------------------------------------------------------------------
 
@@ -154,7 +161,11 @@ class VaultRunbook:
         if not os.path.lexists(old):
             record.kept = [each for each in record.kept if each != facts["old"]]
             return "there was none before"
-        lost = [os.fsdecode(name) for name in exchange.names_only_in(old, path)]
+        try:
+            lost = [os.fsdecode(name) for name in exchange.names_only_in(old, path)]
+        except OSError as fault:
+            lost = []
+            work.warn(f"what is in {facts['old']} only cannot be told: {fault.strerror}")
         if lost:
             more = f" and {len(lost) - _NAMED} more" if len(lost) > _NAMED else ""
             work.warn(
@@ -164,11 +175,7 @@ class VaultRunbook:
         return f"the tree before is kept as {facts['old']}"
 
     def _rebuild_index(self, work: Work) -> str:
-        command = self.table.rebuild_index
-        assert command is not None  # the step is skipped otherwise
-        argv, environ = fill_in(command, "path", work.record.facts["name"])
-        self.run(argv, command.cwd, environ)
-        return ""
+        return rebuild_index(self.table, self.run, work.record.facts["name"])
 
     def _integrity(self, work: Work) -> str:
         work.progress.phase("comparing with the backup")
@@ -185,36 +192,54 @@ class VaultRunbook:
     def advice(self, record: Record, condition: Condition) -> tuple[str, str]:
         """What state things are in, and how to go on or back."""
         path = record.facts["name"]
-        on = f"Go on: `strongroom restore {record.source} --runbook --resume`."
-        stopped = bool(self.table.stop) and record.book["stop"].attempts > 0
-        services = " Services are stopped." if stopped else ""
+        on, services = go_on(record), stopped(record)
         if condition == "untouched":
-            start = "; ".join(f"`{shlex.join(argv)}`" for argv in self.table.start)
-            leave = f" Or leave it: start the services yourself ({start})." if stopped else ""
-            return (
-                f"The vault in use, {path!r}, is as it was.{services}",
-                on + (leave or " Or begin anew with --start-over."),
-            )
+            return untouched_advice(record, f"The vault in use, {path!r},", self.table.start)
         if condition == "between":
             return (
                 f"{path!r} holds the restored files, not verified in place.{services} "
                 "They must not be started.",
-                f"{on} {self.way_back(record)}",
+                f"{on} {way_back(record)}",
             )
         return (
             f"{path!r} is restored and verified; services may not be up.",
-            f"{on} {self.way_back(record)}",
+            f"{on} {way_back(record)}",
         )
 
-    def way_back(self, record: Record) -> str:
-        """The command that undoes the run."""
-        facts = record.facts
-        if not os.path.lexists(facts["old"]):
-            return "There was nothing before to go back to."
-        path, old = shlex.quote(facts["name"]), shlex.quote(facts["old"])
-        return f"Go back: `mv -T {path} {path}.undone && mv -T {old} {path}`."
+
+def way_back(record: Record) -> str:
+    """The command that undoes the run."""
+    facts = record.facts
+    if not os.path.lexists(facts["old"]):
+        return "There was nothing before to go back to."
+    path, old = shlex.quote(facts["name"]), shlex.quote(facts["old"])
+    return f"Go back: `mv -T {path} {path}.undone && mv -T {old} {path}`."
+
+
+def rebuild_index(table: FilesRunbook, run: Run, path: str) -> str:
+    """Run the configured command that rebuilds the index of the vault at `path`."""
+    command = table.rebuild_index
+    assert command is not None  # the step is skipped otherwise
+    argv, environ = fill_in(command, "path", path)
+    run(argv, command.cwd, environ)
+    return ""
+
+
+def refuse_unknown_commands(table: FilesRunbook) -> None:
+    """Refused when a command of a vault's runbook could not be started."""
+    rebuild = table.rebuild_index
+    refuse_unknown([(argv, None) for argv in (*table.stop, *table.start)])
+    refuse_unknown([] if rebuild is None else [(rebuild.argv, rebuild.cwd)])
 
 
 def _remove(path: bytes) -> None:
-    if os.path.isdir(path) and not os.path.islink(path):
-        shutil.rmtree(path)
+    try:
+        if os.path.isdir(path) and not os.path.islink(path):
+            shutil.rmtree(path)
+        elif os.path.lexists(path):
+            os.unlink(path)
+    except OSError as fault:
+        raise StrongroomError(
+            f"{os.fsdecode(path)!r} cannot be removed: {fault.strerror}.",
+            do="Remove it yourself, as the owner of what is in it.",
+        ) from None

@@ -115,8 +115,8 @@ class Book:
     def resumed(self) -> Book:
         """The book as a second run takes it up: what was under way or failed is to do again.
 
-        While nothing in use was changed, services may have been started by hand since; they are
-        stopped again.
+        While nothing in use was changed, services may have been started by hand since: they are
+        stopped again, and what is replaced in place is saved again, as it is by then.
         """
         untouched = self.condition == "untouched"
         return replace(
@@ -245,7 +245,7 @@ def database_book(
     ]
     if drop_first:
         steps = [step for step in steps if step.key != "swap"]
-        book = Book(tuple(steps), "create", "integrity")
+        book = Book(tuple(steps), "create", "integrity", (STOP, "safety"))
     else:
         book = Book(tuple(steps), "swap", "swap")
     if not safety:
@@ -274,6 +274,41 @@ def vault_book(
         Step("measure", "measure the time against the promise"),
     )
     book = Book(steps, "swap", "integrity")
+    return _without_commands(book, stop=stop, start=start, rebuild_index=rebuild_index)
+
+
+def cloud_book(
+    *,
+    remote: str,
+    stop: Commands = (),
+    start: Commands = (),
+    rebuild_index: Commands = (),
+) -> Book:
+    """The seed's steps for a vault in a cloud, which is brought back in place: nothing there can be
+    exchanged by name, so that the safety backup is the way back."""
+    steps = (
+        Step("verify", "verify the backup's data"),
+        Step(STOP, "stop services", tuple(stop)),
+        Step("safety", "safety backup of the whole remote as it is"),
+        Step(
+            "upload",
+            "upload, and delete what the backup lacks",
+            (
+                f"rclone copy STAGED {remote}",
+                f"rclone check --one-way STAGED {remote}",
+                f"rclone delete {remote}  (what the backup does not have)",
+            ),
+        ),
+        Step("rebuild_index", "rebuild the index", tuple(rebuild_index)),
+        Step(
+            "integrity",
+            "verify file counts and checksums",
+            (f"rclone check --one-way STAGED {remote}",),
+        ),
+        Step(START, "restart services", tuple(start)),
+        Step("measure", "measure the time against the promise"),
+    )
+    book = Book(steps, "upload", "integrity", (STOP, "safety"))
     return _without_commands(book, stop=stop, start=start, rebuild_index=rebuild_index)
 
 

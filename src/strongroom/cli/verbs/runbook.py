@@ -21,13 +21,14 @@ from strongroom.rules.sizes import show_seconds
 if TYPE_CHECKING:
     from strongroom.cli.verbs.restore import DatabaseFlags, FileFlags, RunbookFlags
     from strongroom.operations.runbook import Journal, Record
+    from strongroom.operations.runbook_cloud import CloudRunbook
     from strongroom.operations.runbook_database import DatabaseRunbook
     from strongroom.operations.runbook_vault import VaultRunbook
     from strongroom.repository.catalogue import Snapshot
     from strongroom.repository.repository import Repository
     from strongroom.rules.runbook import Book, Step
 
-    Procedure = DatabaseRunbook | VaultRunbook
+    Procedure = DatabaseRunbook | VaultRunbook | CloudRunbook
 
 PROMISE_MISSED = 10
 _MARKS = {"pending": "[ ]", "running": "[…]", "done": "[x]", "skipped": "[-]", "failed": "[!]"}
@@ -48,6 +49,31 @@ class Wanted:
     flags: RunbookFlags
 
 
+@dataclass(frozen=True, slots=True)
+class _Run:
+    """What every word of a runbook has at hand; `last` is the run before, finished or not."""
+
+    desk: Desk
+    wanted: Wanted
+    table: SourceTable
+    repository: Repository
+    journal: Journal
+    last: Record | None
+
+    @property
+    def unfinished(self) -> Record | None:
+        """The run before, if it did not come to its end."""
+        return self.last if self.last is not None and self.last.finished is None else None
+
+    def choose(self) -> Snapshot:
+        """The backup that is asked for."""
+        return _choose(self.desk, self.wanted, self.repository)
+
+    def procedure(self, snapshot: Snapshot) -> Procedure:
+        """What restores it."""
+        return _procedure(self.desk, self.wanted, self.table, self.repository, snapshot)
+
+
 def run_book(desk: Desk, wanted: Wanted) -> int:
     """Begin a run, go on with one, or give up what runs kept."""
     from strongroom.operations.runbook import Journal  # noqa: PLC0415
@@ -63,24 +89,16 @@ def run_book(desk: Desk, wanted: Wanted) -> int:
             )
         )
         if wanted.dry_run:
-            return _dry_run(desk, wanted, table, repository, journal)
+            return _dry_run(_Run(desk, wanted, table, repository, journal, journal.load()))
         with journal.held():
-            last = journal.load()
+            run = _Run(desk, wanted, table, repository, journal, journal.load())
             if wanted.flags.drop_old:
-                return _drop_old(desk, wanted, table, repository, journal, last)
-            if wanted.flags.resume:
-                return _resume(desk, wanted, table, repository, journal, last)
-            return _begin(desk, wanted, table, repository, journal, last)
+                return _drop_old(run)
+            return _resume(run) if wanted.flags.resume else _begin(run)
 
 
 def _refuse_words(wanted: Wanted, table: SourceTable) -> None:
     flags = wanted.flags
-    if isinstance(table, FilesTable) and is_remote(table.path):
-        raise UsageError(
-            f"--runbook does not restore into a cloud folder yet; {wanted.source} is one.",
-            do=f"`strongroom restore {wanted.source} --to {table.path} --replace` uploads and "
-            "verifies; stop and start the services around it.",
-        )
     if wanted.to is not None:
         raise UsageError(
             "--runbook brings back the source itself, under its own name.",
@@ -110,28 +128,21 @@ def _refuse_words(wanted: Wanted, table: SourceTable) -> None:
 # -- begin, resume, drop ---------------------------------------------------------------------
 
 
-def _begin(
-    desk: Desk,
-    wanted: Wanted,
-    table: SourceTable,
-    repository: Repository,
-    journal: Journal,
-    last: Record | None,
-) -> int:
+def _begin(run: _Run) -> int:
     from strongroom.operations.runbook import Record  # noqa: PLC0415
 
-    unfinished = last is not None and last.finished is None
-    if last is not None and unfinished and not wanted.flags.start_over:
-        raise _refuse_unfinished(desk, last)
-    snapshot = _choose(desk, wanted, repository)
-    procedure = _procedure(desk, wanted, table, repository, snapshot)
+    desk, wanted, last = run.desk, run.wanted, run.unfinished
+    if last is not None and not wanted.flags.start_over:
+        raise _refuse_unfinished(last)
+    snapshot = run.choose()
+    procedure = run.procedure(snapshot)
     moment = desk.now
     facts = _facts(procedure, wanted, last, moment)
     drop_first = wanted.flags.drop_first
-    procedure.preflight(facts, drop_first=drop_first, ours=unfinished)
+    procedure.preflight(facts, drop_first=drop_first, ours=last is not None)
     if drop_first and not wanted.databases.yes:
         _confirm(desk, facts["name"])
-    if last is not None and unfinished:
+    if last is not None:
         desk.output.note(f"Giving up the run of {show_moment(last.began)}.")
         procedure.forget(last)
     book = procedure.book(facts, safety=not wanted.flags.no_safety_backup, drop_first=drop_first)
@@ -143,18 +154,18 @@ def _begin(
         moment,
         book,
         facts,
-        list(last.kept) if last is not None else [],
+        list(run.last.kept) if run.last is not None else [],
     )
-    return _carry_out(desk, procedure, record, journal, snapshot)
+    return _carry_out(desk, procedure, record, run.journal, snapshot)
 
 
 def _facts(
     procedure: Procedure, wanted: Wanted, last: Record | None, moment: Any
 ) -> dict[str, Any]:
-    """Names of a new run, and what it has to know of the one that is given up."""
+    """Names of a new run, and what it has to know of `last`, the one that is given up."""
     facts = procedure.names(moment)
     facts["drop_first"] = wanted.flags.drop_first
-    if last is not None and last.finished is None and last.facts.get("drop_first"):
+    if last is not None and (last.facts.get("drop_first") or last.facts.get("in_place")):
         torn = last.book.condition == "between"
         if torn and (safety := last.facts.get("torn") or last.facts.get("safety")):
             # What stands under the name is no state that anybody wants back.
@@ -162,63 +173,51 @@ def _facts(
     return facts
 
 
-def _resume(
-    desk: Desk,
-    wanted: Wanted,
-    table: SourceTable,
-    repository: Repository,
-    journal: Journal,
-    last: Record | None,
-) -> int:
+def _resume(run: _Run) -> int:
     from strongroom.operations import browse  # noqa: PLC0415
 
-    if last is None or last.finished is not None:
+    desk, wanted, last = run.desk, run.wanted, run.unfinished
+    if last is None:
         raise Refused(
             f"There is no run of {wanted.source} to go on with.",
             do="Leave out --resume to begin one.",
         )
-    snapshot = browse.find_snapshot(repository, wanted.source, backup=last.snapshot)
+    snapshot = browse.find_snapshot(run.repository, wanted.source, backup=last.snapshot)
     given = wanted.backup is not None or wanted.at is not None
-    if given and _choose(desk, wanted, repository).id != last.snapshot:
+    if given and run.choose().id != last.snapshot:
         raise UsageError(
             f"The run that is to go on restores backup {last.snapshot[:ID_SHOWN]}.",
             do="Leave out --backup and --at, or begin anew with --start-over.",
         )
-    procedure = _procedure(desk, wanted, table, repository, snapshot)
+    procedure = run.procedure(snapshot)
     last.book = last.book.resumed()
     procedure.settle(last)
     desk.output.note(f"Going on with the run of {show_moment(last.began)}.")
-    return _carry_out(desk, procedure, last, journal, snapshot)
+    return _carry_out(desk, procedure, last, run.journal, snapshot)
 
 
-def _drop_old(
-    desk: Desk,
-    wanted: Wanted,
-    table: SourceTable,
-    repository: Repository,
-    journal: Journal,
-    last: Record | None,
-) -> int:
+def _drop_old(run: _Run) -> int:
     from strongroom.operations import browse  # noqa: PLC0415
 
-    if last is not None and last.finished is None:
-        raise _refuse_unfinished(desk, last)
+    desk, last = run.desk, run.last
+    if run.unfinished is not None:
+        raise _refuse_unfinished(run.unfinished)
     dropped = []
     if last is not None and last.kept:
-        snapshot = browse.find_snapshot(repository, wanted.source, backup=last.snapshot)
-        procedure = _procedure(desk, wanted, table, repository, snapshot)
+        snapshot = browse.find_snapshot(run.repository, run.wanted.source, backup=last.snapshot)
+        procedure = run.procedure(snapshot)
         for name in list(last.kept):
             if procedure.drop_kept(name):
                 dropped.append(name)
                 desk.output.line(f"dropped {show_name(name)}")
             last.kept.remove(name)
-            journal.save(last)
+            run.journal.save(last)
     if not dropped:
         desk.output.line("nothing is kept of before")
     return desk.output.finish("restore", {"runbook": True, "dropped": dropped}, None)
 
 
-def _refuse_unfinished(desk: Desk, last: Record) -> Refused:
+def _refuse_unfinished(last: Record) -> Refused:
     step = last.book.resumed().next
     begun = last.book.next
     failed = begun is not None and begun.state == "failed"
@@ -233,8 +232,23 @@ def _refuse_unfinished(desk: Desk, last: Record) -> Refused:
             "whole": f"{last.facts['name']} is restored; services may not be up.",
         }[last.book.condition],
         do=f"Go on: `strongroom restore {last.source} --runbook --resume`. "
-        f"Or begin anew: `strongroom restore {last.source} --runbook --start-over`.",
+        f"Or begin anew: `strongroom restore {last.source} --runbook --start-over`."
+        + ("" if last.book.condition == "untouched" else f" {_way_back(last)}"),
     )
+
+
+def _way_back(record: Record) -> str:
+    from strongroom.operations import (  # noqa: PLC0415
+        runbook_cloud,
+        runbook_database,
+        runbook_vault,
+    )
+
+    if record.facts.get("in_place"):
+        return runbook_cloud.way_back(record)
+    if record.kind == "files":
+        return runbook_vault.way_back(record)
+    return runbook_database.way_back(record)
 
 
 # -- what is restored, by whom ---------------------------------------------------------------
@@ -280,6 +294,17 @@ def _procedure(
             locale=flags.locale,
             jobs=desk.jobs,
         )
+    if is_remote(table.path):
+        return wiring.cloud_runbook(
+            table,
+            snapshot,
+            repository=repository,
+            configuration=desk.configuration,
+            environ=desk.environ,
+            cache_dir=desk.cache_dir,
+            tell=told,
+            jobs=desk.jobs,
+        )
     return wiring.vault_runbook(
         table,
         snapshot,
@@ -308,22 +333,19 @@ def _confirm(desk: Desk, name: str) -> None:
 # -- carrying out, and telling ---------------------------------------------------------------
 
 
-def _dry_run(
-    desk: Desk, wanted: Wanted, table: SourceTable, repository: Repository, journal: Journal
-) -> int:
-    last = journal.load()
-    unfinished = last is not None and last.finished is None
-    if last is not None and unfinished and not (wanted.flags.resume or wanted.flags.start_over):
-        raise _refuse_unfinished(desk, last)
-    if last is not None and unfinished and wanted.flags.resume:
+def _dry_run(run: _Run) -> int:
+    desk, wanted, last = run.desk, run.wanted, run.unfinished
+    if last is not None and not (wanted.flags.resume or wanted.flags.start_over):
+        raise _refuse_unfinished(last)
+    if last is not None and wanted.flags.resume:
         book, facts = last.book.resumed(), last.facts
-        snapshot = chosen(desk, repository, wanted.source, backup=last.snapshot, at=None)
+        snapshot = chosen(desk, run.repository, wanted.source, backup=last.snapshot, at=None)
     else:
-        snapshot = _choose(desk, wanted, repository)
-        procedure = _procedure(desk, wanted, table, repository, snapshot)
+        snapshot = run.choose()
+        procedure = run.procedure(snapshot)
         facts = _facts(procedure, wanted, last, desk.now)
         drop_first = wanted.flags.drop_first
-        procedure.preflight(facts, drop_first=drop_first, ours=unfinished)
+        procedure.preflight(facts, drop_first=drop_first, ours=last is not None)
         book = procedure.book(
             facts, safety=not wanted.flags.no_safety_backup, drop_first=drop_first
         )
@@ -331,7 +353,7 @@ def _dry_run(
     for step in book.steps:
         desk.output.line(_line(book, step))
         desk.output.lines(f"           $ {show_text(text)}" for text in step.commands)
-    rto = table.promise.rto
+    rto = run.table.promise.rto
     body = {
         "dry_run": True,
         "runbook": True,
@@ -393,7 +415,7 @@ def _carry_out(
             f"Kept of before: {kept}; `strongroom restore {record.source} --runbook --drop-old` "
             "gives it up"
         )
-    desk.output.line(procedure.way_back(record))
+    desk.output.line(_way_back(record))
     body = {**_body(record, snapshot, warnings), "missed": measured.missed}
     problems = record.facts.get("problems") or []
     if problems:

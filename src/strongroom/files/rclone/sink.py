@@ -2,8 +2,10 @@
 
 Each batch is written into a private staging folder from verified chunks, sent by `rclone copy`
 (which deletes nothing) and held against the remote by `rclone check`: by size and a hash that both
-sides have, else by reading everything back. Only when all of it is there and the same does
-`replace` delete what the backup does not have; a restore that ended early has deleted nothing.
+sides have, else by reading everything back. What looks the same there is not sent again, so that a
+restore that was cut off goes on where it was; where the comparison finds it different, it is. Only
+when all of it is there and the same does `replace` delete what the backup does not have; a
+restore that ended early has deleted nothing.
 
 Remotes hold files, folders and times. Symlinks and devices are Problems; modes, owners and
 attributes are said to be left out.
@@ -21,6 +23,7 @@ from strongroom.errors import (
     NotFound,
     Refused,
     StorageFull,
+    StorageUnreachable,
     StrongroomError,
     TargetFull,
     Unreachable,
@@ -30,6 +33,7 @@ from strongroom.files.rclone.source import BATCH_FILES, BATCH_SIZE
 from strongroom.files.rclone.staging import Staging
 from strongroom.files.rclone.tool import (
     PREFIX,
+    Event,
     Features,
     Item,
     Rclone,
@@ -41,11 +45,12 @@ from strongroom.files.rclone.tool import (
 from strongroom.files.restoring import fault_of_path
 from strongroom.format.tree import Entry, Kind
 from strongroom.progress import Progress
-from strongroom.repository.ports import Outcome, SnapshotReader
+from strongroom.repository.ports import Outcome, Problem, SnapshotReader
 
 _CONTENT = (Kind.FILE, Kind.STREAM, Kind.HARDLINK)
 _COMPARED = ("md5", "sha1", "sha256", "sha512", "blake3", "crc32", "quickxor", "dropbox")
 _NAMED = 20
+_FIRST = 5
 _DELETED = 1000
 
 
@@ -70,6 +75,7 @@ class RcloneSink:
         self._paths = tuple(sorted({path.strip(b"/") for path in paths} - {b""}))
         self._force, self._replace = force or replace, replace
         self._staging = staging
+        self._unlisted: list[Event] = []  # what the last listing could not say
         if replace and self._paths:
             raise Refused(
                 "--replace with --path would delete everything but those paths at the target.",
@@ -112,11 +118,12 @@ class RcloneSink:
     def _there(self, *, empty_is_enough: bool) -> list[Item] | None:
         """What is at the target: None if it does not exist, its top only where that is enough."""
         try:
-            items, _ = self._rclone.listing(self._remote, depth=1 if empty_is_enough else None)
+            items, events = self._rclone.listing(self._remote, depth=1 if empty_is_enough else None)
         except NotFound as fault:
             if "no remote of the name" in fault.what:
                 raise
             return None
+        self._unlisted = [event for event in events if event.level in ("error", "critical")]
         return items
 
     def _expected(self, snapshot: SnapshotReader) -> tuple[int, int]:
@@ -158,10 +165,8 @@ class RcloneSink:
             with Staging(self._staging) as staging:
                 sending = _Sending(self._rclone, self._remote, features, snapshot, staging, noted)
                 sending.progress, sending.force = progress, self._force
-                for entry in self._chosen(snapshot):
-                    sending.add(entry)
-                sending.flush()
-            facts["damaged"] = sending.damaged
+                sending.all(self._chosen(snapshot))
+            facts["damaged"], facts["lost"] = sending.damaged, sending.lost
             if self._replace:
                 progress.phase("deleting what the backup does not have")
                 facts["deleted"] = self._delete_extra(snapshot, sending, noted)
@@ -169,6 +174,30 @@ class RcloneSink:
             self._rclone.close()
             raise
         return Outcome(sending.files, sending.size, noted.conclude(), facts)
+
+    def compare(self, snapshot: SnapshotReader, *, progress: Progress) -> tuple[int, int]:
+        """Hold everything at the remote against the backup; nothing is written there.
+
+        Return how many files are the same and how many the backup does not know; Damaged, with
+        names, when one is missing or different.
+        """
+        self._rclone.open()
+        noted = Noted(progress)
+        try:
+            features = self._rclone.features(self._remote)
+            with Staging(self._staging) as staging:
+                sending = _Sending(self._rclone, self._remote, features, snapshot, staging, noted)
+                sending.progress, sending.only_compare = progress, True
+                sending.all(snapshot.entries())
+            extra = self._extra(snapshot, sending.names)
+        except BaseException:
+            self._rclone.close()
+            raise
+        if sending.damaged or sending.lost:
+            raise Damaged(
+                f"{PREFIX}{shown(self._remote)} is not as backed up: {told_of(noted.conclude())}."
+            )
+        return sending.files, sum(not item.directory for item in extra)
 
     def _extra(self, snapshot: SnapshotReader, sent: set[str]) -> list[Item]:
         """What is at the target and was not sent: by the names that the target itself gives."""
@@ -181,7 +210,13 @@ class RcloneSink:
                 if name in kept:
                     break
                 kept.add(name)
-        there = self._there(empty_is_enough=False) or []
+        there = self._there(empty_is_enough=False)
+        if there is None and sent:
+            raise StorageUnreachable(
+                f"{PREFIX}{shown(self._remote)} does not list what was just compared there.",
+                means="What the backup does not have may still be there.",
+            )
+        there = there or []
         return [item for item in there if item.path not in kept]
 
     def _delete_extra(self, snapshot: SnapshotReader, sending: _Sending, noted: Noted) -> int:
@@ -200,7 +235,13 @@ class RcloneSink:
             result = self._rclone.remove_empty(join(self._remote, path))
             if result.status:
                 noted.fact(path.encode(), "an empty folder could not be removed")
-        for item in self._extra(snapshot, sending.names):
+        left = self._extra(snapshot, sending.names)
+        for event in self._unlisted:
+            noted.one(
+                event.object.encode(),
+                f"it cannot be listed, so nothing in it was deleted: {event.text}",
+            )
+        for item in left:
             if not item.directory:
                 noted.one(item.path.encode(), "it is not in the backup and could not be deleted")
         return len(files)
@@ -219,7 +260,7 @@ class _Sending:
         noted: Noted,
     ) -> None:
         self.files = self.size = self.damaged = self.lost = 0
-        self.force = False
+        self.force = self.only_compare = False
         self.names: set[str] = set()  # of what arrived, as rclone writes them
         self.progress: Progress
         self._rclone, self._remote, self._features = rclone, remote, features
@@ -229,6 +270,12 @@ class _Sending:
         self._batch: list[tuple[bytes, Entry]] = []  # where it goes, and whose content it has
         self._folders: list[bytes] = []
         self._room = 0
+
+    def all(self, entries: Iterator[Entry]) -> None:
+        """Take every entry, and send what has gathered at the end."""
+        for entry in entries:
+            self.add(entry)
+        self.flush()
 
     def add(self, entry: Entry) -> None:
         """Take one more entry; a full batch is sent."""
@@ -265,12 +312,16 @@ class _Sending:
         folder = self._staging.batch()
         try:
             size = self._stage(folder, batch, folders)
-            result = self._rclone.send(
-                folder, self._remote, raw=self._raw, size=size, force=self.force
-            )
-            self._judge_copy(result)
+            sent = None if self.only_compare else self._send(folder, size, over=False)
             if batch:
-                self._compare(folder, len(batch), size, result)
+                result, verdicts = self._compare(folder, size)
+                if self.force and sent is not None and "*" in verdicts.values():
+                    # It looked the same there, and is not.
+                    sent = self._send(folder, size, over=True)
+                    result, verdicts = self._compare(folder, size)
+                self._judge(folder, size, verdicts, [sent or result, result])
+            elif sent is not None and sent.status:  # folders only: nothing compares them
+                raise _after_copy(fault_of(sent, self._remote))
         finally:
             shutil.rmtree(folder, ignore_errors=True)
 
@@ -314,21 +365,29 @@ class _Sending:
                 os.close(descriptor)
         return size
 
-    def _judge_copy(self, result: Result) -> None:
+    def _send(self, folder: str, size: int, *, over: bool) -> Result:
         """Raise what ends the whole restore; what concerns single files the comparison finds."""
-        if not result.status:
-            return
-        fault = fault_of(result, self._remote)
-        if isinstance(fault, Unreachable) or not any(event.object for event in result.events):
-            raise _after_copy(fault)
+        result = self._rclone.send(folder, self._remote, raw=self._raw, size=size, over=over)
+        if result.status:
+            fault = fault_of(result, self._remote)
+            if isinstance(fault, Unreachable) or not any(event.object for event in result.events):
+                raise _after_copy(fault)
+        return result
 
-    def _compare(self, folder: str, expected: int, size: int, copied: Result) -> None:
+    def _compare(self, folder: str, size: int) -> tuple[Result, dict[str, str]]:
         download = not _common(self._features)
         result, verdicts = self._rclone.compare(
             folder, self._remote, raw=self._raw, download=download, size=size
         )
         if result.status and not verdicts:
-            raise _after_copy(fault_of(result, self._remote))
+            fault = fault_of(result, self._remote)
+            raise fault if self.only_compare else _after_copy(fault)
+        return result, verdicts
+
+    def _judge(
+        self, folder: str, size: int, verdicts: Mapping[str, str], results: Sequence[Result]
+    ) -> None:
+        """Count what is good and note what is not, with what rclone said of it."""
         good = sum(sign == "=" for sign in verdicts.values())
         words = {
             "+": "it is not at the target",
@@ -338,7 +397,7 @@ class _Sending:
         for path, sign in verdicts.items():
             if sign != "=":
                 self.lost += 1
-                why = copied.reason_for(path) or result.reason_for(path)
+                why = next(filter(None, (each.reason_for(path) for each in results)), "")
                 told = words.get(sign, "it is not as it should be")
                 self._noted.one(path.encode(), f"{told}: {why}" if why else told)
         staged = sum(len(files) for _, _, files in os.walk(os.fsencode(folder)))
@@ -360,6 +419,13 @@ def _common(features: Features) -> str:
 def _verified_by(features: Features) -> str:
     name = _common(features)
     return f"size and {name}" if name else "reading everything back (the remote has no hash)"
+
+
+def told_of(problems: Sequence[Problem]) -> str:
+    """The first of some problems, and how many there are more."""
+    said = [f"{_text(problem.path)}: {problem.reason}" for problem in problems[:_FIRST]]
+    more = f" and {len(problems) - _FIRST} more" if len(problems) > _FIRST else ""
+    return "; ".join(said) + more
 
 
 def _write(descriptor: int, piece: memoryview, offset: int) -> None:
@@ -394,4 +460,4 @@ def _text(path: bytes) -> str:
     return path.decode("utf-8", "backslashreplace")
 
 
-__all__ = ["RcloneSink"]
+__all__ = ["RcloneSink", "told_of"]

@@ -31,7 +31,7 @@ from strongroom.errors import (
     TargetFull,
     Unreachable,
 )
-from strongroom.files.change_cache import MARGIN_NS, LastRun, ThisRun, identity
+from strongroom.files.change_cache import MARGIN_NS, LastRun, Memory, ThisRun, identity
 from strongroom.files.patterns import Patterns, Verdict
 from strongroom.files.rclone.staging import Staging
 from strongroom.files.rclone.tool import PREFIX, Features, Item, Rclone, fault_of, join, shown
@@ -50,6 +50,7 @@ SINGLY = 100  # so many files of a batch that did not come are tried one by one
 _FILE_MODE, _FOLDER_MODE = 0o644, 0o755
 _GATHER = 4 * 1024 * 1024
 _REUSE = 4096
+A_SYMLINK = "it is a symlink, which rclone leaves out"
 _ODD_NAME = "rclone cannot express its name (it is not UTF-8)"
 
 
@@ -84,11 +85,9 @@ class RcloneSource:
         self._remote, self._rclone, self._clock = remote, rclone, clock
         self._include, self._exclude = tuple(include), tuple(exclude)
         Patterns(self._include, self._exclude)
-        self._whose = identity(repository, name, os.fsencode(PREFIX + remote))
+        whose = identity(repository, name, os.fsencode(PREFIX + remote))
         self._folder = cache_dir
-        cache = f"{name}.{self._whose[:8].hex()}.remote".encode()
-        self._cache = os.path.join(cache_dir, cache) if cache_dir else None
-        self._new: ThisRun | None = None
+        self._memory = Memory(cache_dir, f"{name}.{whose[:8].hex()}.remote".encode(), whose)
 
     def probe(self) -> dict[str, Any]:
         """What a backup would take, as JSON values."""
@@ -114,9 +113,7 @@ class RcloneSource:
 
     def back_up(self, session: Session, *, progress: Progress) -> Taken:
         """Push everything into the session; faults of the remote as a whole are raised."""
-        self._drop()
         self._rclone.open()
-        self._tree = session.tree
         started = self._clock()
         progress.phase("listing the remote")
         features = self._rclone.features(self._remote)
@@ -124,10 +121,8 @@ class RcloneSource:
         look.at(self._rclone, features)
         for pattern in look.unmatched():
             look.told(pattern, "nothing in the source answers to this include pattern")
-        last = LastRun(self._cache, self._whose)
-        self._new = new = ThisRun(self._cache, self._whose)
         folder = None if self._folder is None else os.fsdecode(self._folder)
-        try:
+        with self._memory.run(session.tree) as (last, new):
             if last.files and not look.items:
                 look.told(b"", "the remote is empty and was not in the last run")
             with Staging(folder) as staging:
@@ -138,11 +133,6 @@ class RcloneSource:
                 taking.recognise(last)
                 taking.fetch()
                 taking.emit(new)
-        except BaseException:
-            self._drop()
-            raise
-        finally:
-            last.close()
         new.finish(files=taking.files, size=taking.size)
         facts = {
             "root": PREFIX + shown(self._remote),
@@ -163,14 +153,7 @@ class RcloneSource:
 
     def settled(self) -> None:
         """The snapshot is committed: the new change cache replaces the old one."""
-        if self._new is not None:
-            self._new.replace(self._tree.mark())
-            self._new = None
-
-    def _drop(self) -> None:
-        if self._new is not None:
-            self._new.discard()
-            self._new = None
+        self._memory.settle()
 
 
 class _Look:
@@ -200,7 +183,7 @@ class _Look:
             if event.level in ("error", "critical"):
                 self.told(event.object.encode(), f"it cannot be listed: {event.text}")
             elif "symlink" in event.text.lower():
-                self.told(event.object.encode(), "it is a symlink, which rclone leaves out")
+                self.told(event.object.encode(), A_SYMLINK)
         by_path: dict[bytes, Item] = {}
         doubled: dict[bytes, int] = {}
         for item in found:

@@ -243,13 +243,11 @@ class Rclone:
         """Copy the named files into a local folder, under rclone's own names."""
         return self._copy(remote, staged(folder, raw=True), names, size, ("--no-check-dest",))
 
-    def send(
-        self, folder: str, remote: str, *, raw: bool, size: int, force: bool = False
-    ) -> Result:
+    def send(self, folder: str, remote: str, *, raw: bool, size: int, over: bool = False) -> Result:
         """Copy a local folder into the remote; nothing there is deleted.
 
-        With `force` what is of the same name is written over, however alike it looks."""
-        flags = ["--create-empty-src-dirs", *(("--ignore-times",) if force else ())]
+        With `over` what is of the same name is written over, however alike it looks."""
+        flags = ["--create-empty-src-dirs", *(("--ignore-times",) if over else ())]
         return self._copy(staged(folder, raw=raw), remote, None, size, flags)
 
     def compare(
