@@ -682,18 +682,27 @@ def artefact_keys(
     """What opens an artefact: the files given, else those configured."""
     from strongroom.artefacts.opening import Keys  # noqa: PLC0415
 
-    key = None
-    if key_file is None:
-        usual = artefact_key_path(configuration, environ, name)
-        key_file = usual if os.path.exists(usual) else None
+    key = usual = None
+    place = artefact_key_path(configuration, environ, name)
     if key_file is not None:
         key = read_private(key_file, "The artefact's key file")
+    elif os.path.exists(place):
+        usual = read_private(place, "The artefact's key file")
     identity = None
     if identity_file is not None:
         identity = read_private(identity_file, "The identity file")
     elif configuration.artefacts.identity is not None:
         identity = resolve(configuration.artefacts.identity, environ)
-    return Keys(key, identity)
+    unwrap = None
+    if configuration.repository.kms_key is not None:
+        unwrap = partial(_unwrap, configuration)
+    return Keys(key, usual, identity, unwrap=unwrap)
+
+
+def _unwrap(configuration: Configuration, wrapped: bytes, name: str, by: str | None) -> bytes:
+    from strongroom.artefacts.sealing import new_key, wrap_context  # noqa: PLC0415
+
+    return new_key(kms_holder(configuration, by).unwrap_data_key(wrapped, wrap_context(name)))
 
 
 def artefact_key_path(configuration: Configuration, environ: Mapping[str, str], name: str) -> str:

@@ -25,23 +25,17 @@ Read = Callable[[int], bytes]
 Loader = Callable[[Read], Mapping[str, Any]]
 
 
-def sealed_key(repository: Repository | None) -> Callable[[Manifest], bytes | None]:
-    """The way to an artefact's key through the repository that made it."""
-
-    def find(manifest: Manifest) -> bytes | None:
-        said = manifest.key
-        if repository is None or said.get("repository") != repository.identity.id.hex():
-            return None
-        keyset = repository.keys.keysets.get(int(said.get("epoch", 0)))
-        if keyset is None:
-            return None
-        try:
-            number, sealed = bytes.fromhex(said["number"]), base64.b64decode(said["sealed"])
-            return new_key(keysets.open_session_key(keyset, number, sealed))
-        except (KeyError, ValueError, TypeError, KeyRefused):
-            return None
-
-    return find
+def sealed_key(repository: Repository | None, manifest: Manifest) -> bytes | None:
+    """An artefact's key from the repository that made it; None from another."""
+    said = manifest.key
+    if repository is None or said.get("repository") != repository.identity.id.hex():
+        return None
+    try:
+        keyset = repository.keys.keysets[int(said["epoch"])]
+        number, sealed = bytes.fromhex(said["number"]), base64.b64decode(said["sealed"])
+        return new_key(keysets.open_session_key(keyset, number, sealed))
+    except (KeyError, ValueError, TypeError, KeyRefused):
+        return None
 
 
 @contextmanager
