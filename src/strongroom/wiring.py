@@ -10,6 +10,7 @@ import gc
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     from strongroom.operations.runbook_vault import VaultRunbook
     from strongroom.postgres.logical.source import LogicalSource
     from strongroom.postgres.rights import Rights
+    from strongroom.progress import Progress
     from strongroom.repository.catalogue import Snapshot
     from strongroom.repository.ports import Sink, SnapshotReader, Source
     from strongroom.repository.repository import Repository
@@ -635,15 +637,33 @@ def artefact_writer(
 
 
 def artefact_loader(
-    target: DatabaseTarget, *, environ: Mapping[str, str]
-) -> Callable[[Callable[[int], bytes]], Mapping[str, Any]]:
-    """What restores plain SQL as a new database, through libpq."""
+    content: str,
+    target: DatabaseTarget,
+    *,
+    environ: Mapping[str, str],
+    owner: bool,
+    code: bool,
+    vouched: bool,
+) -> Callable[[Callable[[int], bytes], Progress], Mapping[str, Any]]:
+    """What restores plain SQL or a custom archive as a new database, through libpq."""
     from strongroom.postgres.plain.executor import restore_plain  # noqa: PLC0415
+    from strongroom.postgres.plain.scripting import script_of  # noqa: PLC0415
 
     password = _text(target.password, environ)
 
-    def load(read: Callable[[int], bytes]) -> Mapping[str, Any]:
-        done = restore_plain(read, target.dsn, target.database, password=password)
+    def load(read: Callable[[int], bytes], progress: Progress) -> Mapping[str, Any]:
+        with script_of(read) if content == "custom" else nullcontext(read) as script:
+            done = restore_plain(
+                script,
+                target.dsn,
+                target.database,
+                password=password,
+                owner=owner,
+                privileges=owner,
+                code=code,
+                vouched=vouched,
+                progress=progress,
+            )
         return {
             "database": target.database,
             "statements": done.statements,

@@ -22,7 +22,7 @@ from strongroom.repository.ports import Outcome
 from strongroom.repository.repository import Repository
 
 Read = Callable[[int], bytes]
-Loader = Callable[[Read], Mapping[str, Any]]
+Loader = Callable[[Read, Progress], Mapping[str, Any]]
 
 
 def sealed_key(repository: Repository | None, manifest: Manifest) -> bytes | None:
@@ -106,15 +106,25 @@ def into_folder(
     return outcome
 
 
-def into_database(artefact: Artefact, load: Loader) -> Mapping[str, Any]:
-    """Restore a dump through `load`, which takes its text piece by piece."""
+def into_database(artefact: Artefact, load: Loader, *, progress: Progress) -> Mapping[str, Any]:
+    """Restore a dump through `load`, which takes it piece by piece, all of it.
+
+    The end is not told before all was what it should be: a database gets its name after the end.
+    """
+    if artefact.shape.content == "tar":
+        raise UsageError(f"{artefact.name} is a tree of files, not a dump of a database.")
     content = artefact.unpack()
+
+    def read(size: int) -> bytes:
+        data = content.read(size)
+        if not data:
+            content.finish()
+        return data
+
     try:
-        facts = load(content.read)
-        content.finish()
+        return load(read, progress)
     finally:
         content.close()
-    return facts
 
 
 __all__ = ["into_database", "into_folder", "into_repository", "opened", "refuse_mixture"]

@@ -245,10 +245,13 @@ class ImportFlags:
     """Take a file that nobody vouches for; it is unpacked once into nothing first."""
     max_size: Annotated[str | None, Parameter(group=_ARTEFACT)] = None
     """How much it may unpack to, such as 200GiB; otherwise what the manifest says."""
+    trust_code: Annotated[bool, Parameter(group=_ARTEFACT)] = False
+    """Run what of a dump can act outside its database: functions in C and untrusted languages, and
+    the like; and an --unsigned dump as a role that may run programs on the server."""
     devices: Annotated[bool, Parameter(group=_ARTEFACT)] = False
     """Make devices too, when a tree of files is extracted."""
     no_owner: Annotated[bool, Parameter(group=_ARTEFACT)] = False
-    """Leave everything to the user who extracts."""
+    """Leave everything to the user who extracts, or to the role that restores."""
 
 
 _IMPORT_DEFAULTS = ImportFlags()
@@ -386,13 +389,15 @@ def _import(
             problems = outcome.problems
         else:
             assert to is not None
-            if artefact.shape.content == "custom":
-                raise UsageError(
-                    "A custom archive is restored by pg_restore.",
-                    do=f"pg_restore --dbname=NAME {file}",
-                )
-            load = wiring.artefact_loader(wiring.find_target(to, None), environ=desk.environ)
-            body["facts"] = dict(importing.into_database(artefact, load))
+            load = wiring.artefact_loader(
+                artefact.shape.content,
+                wiring.find_target(to, None),
+                environ=desk.environ,
+                owner=not how.no_owner,
+                code=how.trust_code,
+                vouched=artefact.manifest is not None and not how.unsigned,
+            )
+            body["facts"] = dict(importing.into_database(artefact, load, progress=progress))
             line, problems = f"{show_text(to)}: restored from {show_text(artefact.name)}", ()
     desk.output.line(line)
     body["problems"] = _problems(problems)
