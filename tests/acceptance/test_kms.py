@@ -169,7 +169,7 @@ def test_aws_opens_it_as_the_page_says(wrapped: Wrapped) -> None:
     plain = wrapped.path.with_suffix("")
     subprocess.run(["tar", "xzf", plain, "-C", target], check=True)
     assert tree_of(target) == tree_of(wrapped.desk.vault)
-    words = shlex.split(aws.partition(" > ")[0])
+    words = shlex.split(aws.partition("; ")[2].partition(" > ")[0])
     other = [word.replace(wrapped.path.name + '"', 'other"') for word in words]
     assert other != words
     refused = subprocess.run(

@@ -187,8 +187,8 @@ def _told(snapshot: Snapshot, done: Exported, key_file: str | None) -> list[str]
         plain = manifest.name.removesuffix(".enc")
         lines.append("to open it (10,000 rounds, openssl's default):")
         if key_file is None and wrapped is not None:
-            key_file = manifest.name + ".key"
-            lines.append(f"  {_kms_line(manifest.name, wrapped)} > {key_file}")
+            key_file = f"$HOME/{manifest.name}.key"  # not beside the artefact
+            lines.append(f"  (umask 077; {_kms_line(manifest.name, wrapped)} > {key_file})")
         lines += [
             f"  openssl enc -aes-256-cbc -d -salt -pbkdf2 -in {manifest.name} -out {plain} "
             f"-pass file:{show_text(key_file or 'KEY_FILE')}",
