@@ -115,8 +115,8 @@ def power(found: Tokens) -> str | None:
     """Say what of the server a statement gives to the dump that made it; None when nothing."""
     if len(found) >= MOST_TOKENS:
         return "a statement of more parts than are looked at"
-    for one, two, three in zip(found, found[1:], found[2:], strict=False):
-        if (one, two) == (b"u", b"&") and three[:1] in (b'"', b"'"):
+    for at in range(len(found) - 2) if b"u" in found else ():
+        if tuple(found[at : at + 2]) == (b"u", b"&") and found[at + 2][:1] in (b'"', b"'"):
             return "a name or text in Unicode escapes, and pg_dump writes none"
     if found[0] not in (b"create", b"alter"):
         return None
