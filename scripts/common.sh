@@ -82,8 +82,9 @@ use_development_parts() {
     say "no $1 is named: working on development parts with made-up data"
     parts=${STAKAZO_PARTS:-/tmp}
     own_folder "$parts/stakazo_backups"
-    BACKUP_DIR=${BACKUP_DIR:-$parts/stakazo_backups/${program#backup_}}
-    STRONGROOM_KEYS=${STRONGROOM_KEYS:-$parts/stakazo_backups/keys}
+    # Made-up data never goes among true backups: a BACKUP_DIR that is set may be that of another.
+    BACKUP_DIR=$parts/stakazo_backups/${program#backup_}
+    STRONGROOM_KEYS=$parts/stakazo_backups/keys
     export BACKUP_DIR STRONGROOM_KEYS
 }
 

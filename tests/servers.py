@@ -7,6 +7,8 @@ its own free ports and its own directory, so that sessions can run side by side.
 from __future__ import annotations
 
 import atexit
+import contextlib
+import http.server
 import json
 import logging
 import os
@@ -14,7 +16,9 @@ import shutil
 import socket
 import subprocess
 import sys
+import threading
 import time
+import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -79,8 +83,8 @@ def moto_s3() -> Iterator[S3Server]:
 
 @dataclass(frozen=True)
 class KmsServer:
-    """moto's KMS over HTTP. It checks key, context and tag, not credentials or whether a key is
-    enabled; the tests for those use `kms_answers`."""
+    """moto's KMS over HTTP. It checks key, context and tag, not credentials; `kms_server` adds
+    whether the key is enabled."""
 
     endpoint: str
     region: str = "us-east-1"
@@ -134,7 +138,53 @@ def kms_server() -> KmsServer:
     running.start()
     atexit.register(running.stop)
     host, port = running.get_host_and_port()
-    return KmsServer(f"http://{host}:{port}")
+    return KmsServer(_refusing_disabled_keys(f"http://{host}:{port}"))
+
+
+def _refusing_disabled_keys(moto: str) -> str:
+    """Stand before moto's KMS, which wraps and opens with keys that are disabled or wait for their
+    deletion (moto 5.2): look the state up there and answer as AWS does."""
+    client = KmsServer(moto).client()
+    answers = {"Disabled": "DisabledException", "PendingDeletion": "KMSInvalidStateException"}
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            data = self.rfile.read(int(self.headers["Content-Length"]))
+            verb, key = (
+                self.headers["X-Amz-Target"].rpartition(".")[2],
+                json.loads(data).get("KeyId"),
+            )
+            fault = None
+            if key and verb in ("GenerateDataKey", "Decrypt"):
+                with contextlib.suppress(client.exceptions.NotFoundException):
+                    state = client.describe_key(KeyId=key)["KeyMetadata"]["KeyState"]
+                    fault = answers.get(state)
+            if fault is not None:
+                status, body = 400, json.dumps({"__type": fault}).encode()
+            else:
+                status, body = self._pass(data)
+            self.send_response(status)
+            self.send_header("Content-Type", "application/x-amz-json-1.1")
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def _pass(self, data: bytes) -> tuple[int, bytes]:
+            headers = {n: v for n, v in self.headers.items() if n.lower() != "content-length"}
+            request = urllib.request.Request(moto, data, headers)
+            try:
+                with urllib.request.urlopen(request, timeout=30) as answer:
+                    return answer.status, answer.read()
+            except urllib.error.HTTPError as refused:
+                return refused.code, refused.read()
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    atexit.register(server.shutdown)
+    return f"http://127.0.0.1:{server.server_port}"
 
 
 @cache

@@ -10,6 +10,7 @@ import gc
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     from strongroom.operations.runbook_vault import VaultRunbook
     from strongroom.postgres.logical.source import LogicalSource
     from strongroom.postgres.rights import Rights
+    from strongroom.progress import Progress
     from strongroom.repository.catalogue import Snapshot
     from strongroom.repository.ports import Sink, SnapshotReader, Source
     from strongroom.repository.repository import Repository
@@ -681,15 +683,33 @@ def artefact_writer(
 
 
 def artefact_loader(
-    target: DatabaseTarget, *, environ: Mapping[str, str]
-) -> Callable[[Callable[[int], bytes]], Mapping[str, Any]]:
-    """What restores plain SQL as a new database, through libpq."""
+    content: str,
+    target: DatabaseTarget,
+    *,
+    environ: Mapping[str, str],
+    owner: bool,
+    code: bool,
+    vouched: bool,
+) -> Callable[[Callable[[int], bytes], Progress], Mapping[str, Any]]:
+    """What restores plain SQL or a custom archive as a new database, through libpq."""
     from strongroom.postgres.plain.executor import restore_plain  # noqa: PLC0415
+    from strongroom.postgres.plain.scripting import script_of  # noqa: PLC0415
 
     password = _text(target.password, environ)
 
-    def load(read: Callable[[int], bytes]) -> Mapping[str, Any]:
-        done = restore_plain(read, target.dsn, target.database, password=password)
+    def load(read: Callable[[int], bytes], progress: Progress) -> Mapping[str, Any]:
+        with script_of(read) if content == "custom" else nullcontext(read) as script:
+            done = restore_plain(
+                script,
+                target.dsn,
+                target.database,
+                password=password,
+                owner=owner,
+                privileges=owner,
+                code=code,
+                vouched=vouched,
+                progress=progress,
+            )
         return {
             "database": target.database,
             "statements": done.statements,
@@ -728,18 +748,27 @@ def artefact_keys(
     """What opens an artefact: the files given, else those configured."""
     from strongroom.artefacts.opening import Keys  # noqa: PLC0415
 
-    key = None
-    if key_file is None:
-        usual = artefact_key_path(configuration, environ, name)
-        key_file = usual if os.path.exists(usual) else None
+    key = usual = None
+    place = artefact_key_path(configuration, environ, name)
     if key_file is not None:
         key = read_private(key_file, "The artefact's key file")
+    elif os.path.exists(place):
+        usual = read_private(place, "The artefact's key file")
     identity = None
     if identity_file is not None:
         identity = read_private(identity_file, "The identity file")
     elif configuration.artefacts.identity is not None:
         identity = resolve(configuration.artefacts.identity, environ)
-    return Keys(key, identity)
+    unwrap = None
+    if configuration.repository.kms_key is not None:
+        unwrap = partial(_unwrap, configuration)
+    return Keys(key, usual, identity, unwrap=unwrap)
+
+
+def _unwrap(configuration: Configuration, wrapped: bytes, name: str, by: str | None) -> bytes:
+    from strongroom.artefacts.sealing import new_key, wrap_context  # noqa: PLC0415
+
+    return new_key(kms_holder(configuration, by).unwrap_data_key(wrapped, wrap_context(name)))
 
 
 def artefact_key_path(configuration: Configuration, environ: Mapping[str, str], name: str) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -59,7 +60,7 @@ class Desk:
         fill: Callable[..., object] | None = None,
     ) -> Exported:
         if shape.seal == "openssl" and key is None:
-            key = new_openssl_key(self.repository, str(self.folder / "keys" / f"{name}.key"))
+            key = new_openssl_key(self.repository, name, str(self.folder / "keys" / f"{name}.key"))
         return export(
             self.repository,
             self.snapshot,
@@ -80,7 +81,7 @@ class Desk:
         return Trust((), {identity.id: identity.admin_public})
 
     def open(self, path: str | Path, *, keys: Keys | None = None, **how: object) -> Artefact:
-        keys = keys or Keys(otherwise=importing.sealed_key(self.repository))
+        keys = keys or Keys(otherwise=partial(importing.sealed_key, self.repository))
         given = {"trust": self.trust, "unsigned": False, "progress": Silent(), **how}
         return verify(str(path), keys=keys, **given)  # type: ignore[arg-type]
 

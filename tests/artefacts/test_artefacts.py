@@ -30,7 +30,7 @@ from strongroom.errors import (
     UsageError,
 )
 from strongroom.operations import import_artefact as importing
-from strongroom.progress import Silent
+from strongroom.progress import Progress, Silent
 
 NAME = "vault_202611.tar.gz.enc"
 
@@ -67,12 +67,12 @@ def test_a_dump_comes_in_as_one_file(desk: Desk) -> None:
     assert rooms.restore(desk.repository, report.snapshot)[b"db_1.sql"] == text
     taken: list[bytes] = []
 
-    def load(read: Callable[[int], bytes]) -> dict[str, int]:
+    def load(read: Callable[[int], bytes], _: Progress) -> dict[str, int]:
         while data := read(1000):
             taken.append(data)
         return {}
 
-    importing.into_database(artefact, load)
+    importing.into_database(artefact, load, progress=Silent())
     assert b"".join(taken) == text
 
 

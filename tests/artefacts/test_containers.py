@@ -214,6 +214,25 @@ def test_we_read_what_others_write(form: int) -> None:
     ]
 
 
+@pytest.mark.parametrize(
+    "form", ["--format=gnu", "--format=pax", "--format=pax --sparse-version=0.1"]
+)
+def test_sparse_archives_of_gnu_are_refused_with_the_way_out(form: str, tmp_path: Path) -> None:
+    with (tmp_path / "holes").open("wb") as file:
+        file.seek(1 << 20)
+        file.write(b"end")
+    argv = ["tar", *form.split(), "--sparse", "-cf", "-", "holes"]
+    archive = subprocess.run(argv, cwd=tmp_path, check=True, capture_output=True).stdout
+    with pytest.raises(Refused, match="sparse") as refused:
+        list(read_tar(io.BytesIO(archive).read, Limits(1 << 22)))
+    assert "without --sparse" in refused.value.do
+    argv.remove("--sparse")
+    plain = [word for word in argv if not word.startswith("--sparse-version")]
+    archive = subprocess.run(plain, cwd=tmp_path, check=True, capture_output=True).stdout
+    items = [b"".join(pieces) for _, pieces in read_tar(io.BytesIO(archive).read, Limits(1 << 22))]
+    assert items == [bytes(1 << 20) + b"end"]
+
+
 def test_a_bomb_is_bounded() -> None:
     out = io.BytesIO()
     with tarfile.open(fileobj=out, mode="w") as file:

@@ -96,7 +96,7 @@ def test_what_kms_answers_becomes_an_error_of_ours(
     for act in (
         lambda holder: holder.wrap(b"m", context=CONTEXT),
         lambda holder: holder.unwrap(STANZA, context=CONTEXT),
-        lambda holder: holder.generate_data_key(),
+        lambda holder: holder.generate_data_key({}),
     ):
         with pytest.raises(error, match=says) as told:
             act(kms.holder())
@@ -108,7 +108,7 @@ def test_what_kms_answers_becomes_an_error_of_ours(
 def test_a_fault_of_kms_is_tried_again_so_often_and_no_more(kms: Kms) -> None:
     kms.answer = (500, {"__type": "KMSInternalException"})
     with pytest.raises(Unreachable):
-        kms.holder(attempts=3).generate_data_key()
+        kms.holder(attempts=3).generate_data_key({})
     assert len(kms.asked) == 3
 
 
@@ -117,7 +117,7 @@ def test_nobody_listens() -> None:
         closed.bind(("127.0.0.1", 0))
         endpoint = f"http://127.0.0.1:{closed.getsockname()[1]}"
         with pytest.raises(Unreachable, match="does not answer") as told:
-            KmsServer(endpoint).holder("alias/x", attempts=1).generate_data_key()
+            KmsServer(endpoint).holder("alias/x", attempts=1).generate_data_key({})
     assert told.value.exit_status == 7
     assert "recovery code" in told.value.do
 
@@ -137,7 +137,7 @@ def test_without_credentials(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> 
     monkeypatch.setenv("HOME", str(tmp_path))
     holder = AwsKmsHolder("alias/x", endpoint="http://127.0.0.1:1", region="us-east-1")
     with pytest.raises(KeyRefused, match="no credentials"):
-        holder.generate_data_key()
+        holder.generate_data_key({})
 
 
 def test_without_a_region(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> None:
@@ -145,8 +145,9 @@ def test_without_a_region(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> Non
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("HOME", str(tmp_path))
     holder = AwsKmsHolder("alias/x", access_key_id="a", secret_access_key="b")
-    with pytest.raises(ConfigError, match="region"):
-        holder.generate_data_key()
+    with pytest.raises(ConfigError, match="region") as told:
+        holder.generate_data_key({})
+    assert "AWS_DEFAULT_REGION" in told.value.do  # boto3 knows no AWS_REGION
 
 
 def test_an_arn_brings_its_region() -> None:
@@ -203,27 +204,28 @@ def test_an_alias_opens_what_its_key_wrapped_and_not_after_it_moved(moto_kms: Km
 
 
 def test_a_data_key_comes_back_with_its_context_only() -> None:
-    key, blob = kms_holder(1).generate_data_key({"source": "vault"})
-    assert len(key) == 32 and key not in blob and kms_key(1).encode() in blob
-    assert kms_holder(1).unwrap_data_key(blob, {"source": "vault"}) == key
-    for context in (None, {}, {"source": "other"}, {"source": "vault", "more": "x"}):
-        with pytest.raises(KeyRefused):
-            kms_holder(1).unwrap_data_key(blob, context)
+    made = kms_holder(1).generate_data_key({"source": "vault"})
+    assert len(made.secret) == 32 and made.secret not in made.wrapped and made.by == kms_key(1)
+    assert kms_holder(1).unwrap_data_key(made.wrapped, {"source": "vault"}) == made.secret
+    for context in ({}, {"source": "other"}, {"source": "vault", "more": "x"}):
+        with pytest.raises(KeyRefused, match="artefact"):
+            kms_holder(1).unwrap_data_key(made.wrapped, context)
     with pytest.raises(KeyRefused):
-        kms_holder(2).unwrap_data_key(blob, {"source": "vault"})
+        kms_holder(2).unwrap_data_key(made.wrapped, {"source": "vault"})
 
 
 def test_no_two_data_keys_are_alike() -> None:
-    assert kms_holder(1).generate_data_key()[0] != kms_holder(1).generate_data_key()[0]
+    one, other = (kms_holder(1).generate_data_key({}) for _ in range(2))
+    assert one.secret != other.secret
 
 
 def test_a_data_key_s_blob_with_any_changed_or_missing_byte_is_refused() -> None:
-    _, blob = kms_holder(1).generate_data_key()
+    blob = kms_holder(1).generate_data_key({}).wrapped
     for at in range(len(blob)):
         changed = bytearray(blob)
         changed[at] ^= 1
         with pytest.raises(KeyRefused):
-            kms_holder(1).unwrap_data_key(bytes(changed))
+            kms_holder(1).unwrap_data_key(bytes(changed), {})
         if at % 16 == 0:
             with pytest.raises(KeyRefused):
-                kms_holder(1).unwrap_data_key(blob[:at])
+                kms_holder(1).unwrap_data_key(blob[:at], {})

@@ -19,7 +19,7 @@ from typing import Any
 from strongroom.artefacts import manifest as manifests
 from strongroom.artefacts.gzipping import GzipWriter
 from strongroom.artefacts.manifest import Counted, Manifest
-from strongroom.artefacts.names import MANIFEST, SHA256, SIDES, SIGNATURE, Shape
+from strongroom.artefacts.names import KMS, MANIFEST, SHA256, SIDES, SIGNATURE, Shape
 from strongroom.artefacts.sealing import (
     ITERATIONS,
     AgeWriter,
@@ -64,14 +64,16 @@ class Counting:
 class OpensslKey:
     """The key of one artefact: 32 random bytes, where its file goes, how else it can be had.
 
-    `more` stands in the manifest beside the key's id: the key sealed for the repository's readers,
-    wrapped by a key service.
+    `path` None writes no key file. `more` stands in the manifest beside the key's id: the key
+    sealed for the repository's readers, wrapped by a key service. `wrapped` stands beside the
+    artefact as it is.
     """
 
     secret: bytes = field(repr=False)
-    path: str
+    path: str | None
     salt: bytes
     more: Mapping[str, Any] = field(default_factory=dict)
+    wrapped: bytes | None = None
 
     @property
     def facts(self) -> dict[str, Any]:
@@ -99,11 +101,11 @@ class AgeKey:
         return {"recipients": list(self.texts), "seal": "age"}
 
 
-def refuse_taken(folder: str, name: str, *, force: bool, key: OpensslKey | None) -> None:
-    """AlreadyExists when the name is taken, unless `force`."""
-    wanted = [os.path.join(folder, name + side) for side in ("", *SIDES)]
-    if key is not None:
-        wanted.append(key.path)
+def refuse_taken(folder: str, name: str, *, force: bool, key_file: str | None) -> None:
+    """AlreadyExists when a name of the artefact or its key is taken, unless `force`."""
+    wanted = [os.path.join(folder, name + side) for side in ("", *SIDES, KMS)]
+    if key_file is not None:
+        wanted.append(key_file)
     for path in wanted:
         if not force and os.path.lexists(path):
             raise AlreadyExists(
@@ -129,12 +131,13 @@ def make(
     `fill(out)` writes the content. `describe(plain, file, key)` makes the manifest, `sign` signs it.
     """
     opened = key if isinstance(key, OpensslKey) else None
-    refuse_taken(folder, name, force=force, key=opened)
+    key_file = None if opened is None else opened.path
+    refuse_taken(folder, name, force=force, key_file=key_file)
     path = os.path.join(folder, name)
+    above = [folder, *([os.path.dirname(key_file) or "."] if key_file else [])]
     with _translated(path):
-        os.makedirs(folder, mode=0o700, exist_ok=True)
-        if opened is not None:
-            os.makedirs(os.path.dirname(opened.path) or ".", mode=0o700, exist_ok=True)
+        for each in above:
+            os.makedirs(each, mode=0o700, exist_ok=True)
     with _translated(path), contextlib.ExitStack() as parts:
         half = parts.enter_context(_part(path))
         file = Counting(half.write)
@@ -146,19 +149,24 @@ def make(
             MANIFEST: data,
             SIGNATURE: sign(data),
         }
+        if opened is not None and opened.wrapped is not None:
+            sides[KMS] = opened.wrapped
         halves = [half]
         for side, text in sides.items():
             halves.append(parts.enter_context(_part(path + side)))
             halves[-1].write(text)
-        if opened is not None:
-            halves.append(parts.enter_context(_part(opened.path)))
+        if key_file is not None and opened is not None:
+            halves.append(parts.enter_context(_part(key_file)))
             halves[-1].write(new_key(opened.secret))
         for one in halves:
             one.sync()
         _settle(halves)
-        for above in {folder, *([os.path.dirname(opened.path)] if opened else [])}:
-            _sync_folder(above)
-    return Made(path, manifest, [path + side for side in ("", *SIDES)])
+        if KMS not in sides:  # that of the artefact that was replaced
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(path + KMS)
+        for each in set(above):
+            _sync_folder(each)
+    return Made(path, manifest, [path + side for side in ("", *sides)])
 
 
 def _settle(halves: Sequence[_Part]) -> None:

@@ -3,6 +3,7 @@
 postgres_backup_20261125_020000.sql.gz      a database: the moment of its backup, UTC
 memory_vault_202611.tar.gz.enc              a tree of files: the month of its backup, UTC
 NAME.sha256  NAME.manifest  NAME.manifest.sig    beside it
+NAME.kms                                         beside a .enc whose key a KMS wrapped
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ Content = Literal["sql", "custom", "tar"]
 Seal = Literal["", "openssl", "age"]
 
 SHA256, MANIFEST, SIGNATURE = ".sha256", ".manifest", ".manifest.sig"
+KMS = ".kms"
 SIDES = (SHA256, MANIFEST, SIGNATURE)
 FORMATS = ("sql.gz", "custom", "tar.gz", "tar.gz.enc", "age")
 

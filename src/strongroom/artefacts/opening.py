@@ -11,6 +11,7 @@ changes it in between is found out at its end.
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import os
 import stat
@@ -20,10 +21,18 @@ from dataclasses import dataclass
 from strongroom.artefacts import manifest as manifests
 from strongroom.artefacts.gzipping import GzipReader
 from strongroom.artefacts.manifest import Counted, Manifest, Trust
-from strongroom.artefacts.names import MANIFEST, SHA256, SIGNATURE, Shape, shape_of
+from strongroom.artefacts.names import KMS, MANIFEST, SHA256, SIGNATURE, Shape, shape_of
 from strongroom.artefacts.sealing import AgeReader, OpensslReader, identities, key_id, passphrase
 from strongroom.artefacts.tar_reading import Limits, read_tar
-from strongroom.errors import Damaged, KeyRefused, NotFound, Refused, UsageError
+from strongroom.errors import (
+    Damaged,
+    KeyRefused,
+    NotFound,
+    Refused,
+    StrongroomError,
+    Unreachable,
+    UsageError,
+)
 from strongroom.progress import Progress
 
 _READ = 1024 * 1024
@@ -34,12 +43,18 @@ Read = Callable[[int], bytes]
 
 @dataclass(frozen=True, slots=True)
 class Keys:
-    """What opens sealed artefacts: the text of a key file, of an identity file, and another way
-    to the key, asked with what the manifest says of it."""
+    """What opens sealed artefacts.
+
+    `key_file` and `identity_file` are texts that a person gave; `usual` is that of the key file
+    where it would be, which may be another artefact's. `unwrap` takes the key as a KMS wrapped it,
+    the artefact's name and the KMS key that a signed manifest names; `otherwise` the manifest.
+    """
 
     key_file: bytes | None = None
+    usual: bytes | None = None
     identity_file: bytes | None = None
     otherwise: Callable[[Manifest], bytes | None] = lambda _: None
+    unwrap: Callable[[bytes, str, str | None], bytes] | None = None
 
 
 class Artefact:
@@ -182,7 +197,7 @@ def verify(
                 means="Nothing was written.",
                 do=_AGAIN,
             )
-        secret = _secret(path, shape, manifest, keys)
+        secret = _secret(path, shape, manifest, keys, notes, signed=not unsigned)
         if max_size is None:
             max_size = manifest.plain.size if manifest else 200 * file.size + (1 << 30)
         artefact = Artefact(
@@ -293,7 +308,13 @@ def _count(fd: int, progress: Progress) -> Counted:
 
 
 def _secret(
-    path: str, shape: Shape, manifest: Manifest | None, keys: Keys
+    path: str,
+    shape: Shape,
+    manifest: Manifest | None,
+    keys: Keys,
+    notes: list[str],
+    *,
+    signed: bool,
 ) -> bytes | Sequence[object] | None:
     if shape.seal == "age":
         if keys.identity_file is None:
@@ -304,17 +325,21 @@ def _secret(
             )
         return identities(keys.identity_file)
     if shape.seal == "openssl":
+        wrapped, by = _wrapped(path, manifest)
         text = keys.key_file
-        if text is None and manifest is not None:
-            text = keys.otherwise(manifest)
+        if text is None and keys.usual is not None and _fits(keys.usual, manifest):
+            text = keys.usual
         if text is None:
+            text = _asked(path, manifest, keys, wrapped, by if signed else None, notes)
+        if text is None:
+            also = f", or name the KMS key that wrapped it ({by or 'KMS_KEY_ID'})" * bool(wrapped)
             raise KeyRefused(
                 f"{path} is encrypted, and its key is not at hand.",
                 means="Nothing was written.",
-                do="Give its key file with --artefact-key FILE.",
+                do=f"Give its key file with --artefact-key FILE{also}.",
             )
         secret = passphrase(text)
-        if manifest is not None and manifest.key.get("id") != key_id(secret):
+        if not _fits(text, manifest):
             raise KeyRefused(
                 "The key file is that of another artefact.",
                 means="Nothing was written.",
@@ -322,3 +347,54 @@ def _secret(
             )
         return secret
     return None
+
+
+def _fits(text: bytes, manifest: Manifest | None) -> bool:
+    return manifest is None or manifest.key.get("id") == key_id(passphrase(text))
+
+
+def _asked(
+    path: str,
+    manifest: Manifest | None,
+    keys: Keys,
+    wrapped: bytes | None,
+    by: str | None,
+    notes: list[str],
+) -> bytes | None:
+    """The text of the key from a KMS, else from the repository that made the artefact."""
+    fault: StrongroomError | None = None
+    if wrapped is not None and keys.unwrap is not None:
+        try:
+            return keys.unwrap(wrapped, os.path.basename(path), by)
+        except (Unreachable, KeyRefused) as no:
+            fault = no
+    try:
+        text = None if manifest is None else keys.otherwise(manifest)
+    except StrongroomError as no:
+        raise fault or no from None
+    if fault is not None:
+        if text is None:
+            raise fault
+        notes.append(f"the repository opened it, not the KMS: {fault.what}")
+    return text
+
+
+def _wrapped(path: str, manifest: Manifest | None) -> tuple[bytes | None, str | None]:
+    """The key as a KMS wrapped it, and the KMS key; from the manifest, else from beside."""
+    beside = _side(path + KMS)
+    if manifest is None:
+        return beside, None
+    said = manifest.key.get("kms")
+    if said is None:
+        return None, None
+    try:
+        wrapped, by = base64.b64decode(said["wrapped"], validate=True), str(said["key"])
+    except (TypeError, KeyError, ValueError):
+        raise Damaged(f"{path}{MANIFEST} carries no key that a KMS wrapped.", do=_AGAIN) from None
+    if beside not in (None, wrapped):
+        raise Damaged(
+            f"{path}{KMS} does not agree with the manifest.",
+            means="Nothing was written.",
+            do=_AGAIN,
+        )
+    return wrapped, by

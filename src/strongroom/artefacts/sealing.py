@@ -11,6 +11,7 @@ no integrity of its own: the signed manifest has it, and is checked first. age h
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import hashlib
 import os
@@ -34,10 +35,10 @@ Read = Callable[[int], bytes]
 
 
 def new_key(secret: bytes) -> bytes:
-    """The text of a key file: 32 random bytes in hexadecimal, one line."""
+    """The text of a key file: 32 random bytes in base64, one line, as `aws kms decrypt` prints."""
     if len(secret) != 32:
         raise ValueError("an artefact's key has 32 bytes")
-    return secret.hex().encode() + b"\n"
+    return base64.b64encode(secret) + b"\n"
 
 
 def passphrase(key_file: bytes) -> bytes:
@@ -46,6 +47,11 @@ def passphrase(key_file: bytes) -> bytes:
     if not line:
         raise KeyRefused("The artefact's key file is empty.", means="Nothing was written.")
     return line
+
+
+def wrap_context(name: str) -> dict[str, str]:
+    """What a KMS binds to the key of the artefact `name`: its encryption context."""
+    return {"artefact": name, "strongroom": "artefact 1"}
 
 
 def key_id(passphrase: bytes) -> str:

@@ -110,7 +110,11 @@ def _entry(  # noqa: PLR0912 -- a header has as many kinds
 ) -> Entry:
     kind = block[156:157]
     if any(key.startswith(b"GNU.sparse") for key in records) or kind in (b"S", b"M", b"D", b"V"):
-        raise hostile("it is in GNU's sparse, incremental or multi-volume form, which is not read")
+        raise Refused(
+            "The archive is in GNU's sparse, incremental or multi-volume form, which is not read.",
+            means=_MEANS,
+            do="Make it again by tar without --sparse, --listed-incremental and --multi-volume.",
+        )
     name = block[:100].split(b"\0", 1)[0]
     if block[257:263] == b"ustar\0" and (prefix := block[345:500].split(b"\0", 1)[0]):
         name = prefix + b"/" + name

@@ -22,7 +22,6 @@ import binascii
 import hashlib
 import json
 import os
-import struct
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -30,7 +29,7 @@ from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 from strongroom.errors import ConfigError, KeyRefused, StrongroomError, Unreachable
-from strongroom.keys.base import Stanza
+from strongroom.keys.base import DataKey, Stanza
 from strongroom.keys.envelope import (
     SALT,
     Random,
@@ -44,10 +43,9 @@ from strongroom.keys.envelope import (
 KIND = "aws-kms"
 _LABEL = b"strongroom aws kms 1"
 _SLOT = b"strongroom key slot 1\n"
-_BLOB_MAGIC = b"SRKMS1"
-_BLOB = struct.Struct("<6sHH")  # magic, lengths of ARN and wrapped key
 _LIMIT = 6144  # KMS's own limit of a CiphertextBlob
 _REFUSAL = "The KMS key does not open the key slot."
+_REFUSAL_ARTEFACT = "The KMS key does not open the wrapped key of the artefact."
 
 
 class AwsKmsHolder:
@@ -116,26 +114,24 @@ class AwsKmsHolder:
 
     # -- keys of artefacts -----------------------------------------------------------------
 
-    def generate_data_key(self, context: Mapping[str, str] | None = None) -> tuple[bytes, bytes]:
-        """A new key of 32 bytes, and the blob that `unwrap_data_key` turns into it again.
+    def generate_data_key(self, context: Mapping[str, str]) -> DataKey:
+        """A new key of 32 bytes; `wrapped` is KMS's CiphertextBlob as it is, so that
+        `aws kms decrypt` opens it. `context` is KMS's encryption context."""
+        key, arn, wrapped = self._generate(context)
+        return DataKey(key, wrapped, arn)
 
-        `context` is bound to it and must be given again; it is no secret.
-        """
-        key, arn, wrapped = self._generate(_artefact_context(context))
-        name = arn.encode()
-        return key, _BLOB.pack(_BLOB_MAGIC, len(name), len(wrapped)) + name + wrapped
-
-    def unwrap_data_key(self, blob: bytes, context: Mapping[str, str] | None = None) -> bytes:
-        """The key of a blob; KeyRefused when KMS key, context or blob is another."""
-        try:
-            magic, names, size = _BLOB.unpack_from(blob)
-            arn = blob[_BLOB.size : _BLOB.size + names].decode("ascii")
-        except (struct.error, UnicodeDecodeError):
-            magic, arn, names, size = b"", "", 0, 0
-        wrapped = blob[_BLOB.size + names :]
-        if magic != _BLOB_MAGIC or len(wrapped) != size or not 0 < size <= _LIMIT:
+    def unwrap_data_key(self, wrapped: bytes, context: Mapping[str, str]) -> bytes:
+        """The key of a CiphertextBlob; KeyRefused when KMS key, context or blob is another."""
+        if not 0 < len(wrapped) <= _LIMIT:
             raise KeyRefused("The wrapped key of the artefact is damaged or is none of KMS.")
-        return self._decrypt(wrapped, _artefact_context(context), arn)
+        try:
+            return self._decrypt(wrapped, context, None, refusal=_REFUSAL_ARTEFACT)
+        except (KeyRefused, Unreachable) as fault:
+            fault.means = "Nothing was written; the artefact stays closed until its key is there."
+            fault.do += (
+                " Without KMS: --artefact-key FILE, or the repository that made the artefact."
+            )
+            raise
 
     def describe(self) -> dict[str, str]:
         """ARN, state, origin and rotation-relevant facts of the key, for `doctor`."""
@@ -162,19 +158,28 @@ class AwsKmsHolder:
             raise KeyRefused("KMS answered with what is no data key of 256 bits.")
         return key, str(answer["KeyId"]), wrapped
 
-    def _decrypt(self, wrapped: bytes, context: Mapping[str, str], arn: str) -> bytes:
+    def _decrypt(
+        self,
+        wrapped: bytes,
+        context: Mapping[str, str],
+        arn: str | None,
+        *,
+        refusal: str = _REFUSAL,
+    ) -> bytes:
         answer = self._call(
             "open with",
             lambda kms: kms.decrypt(
                 CiphertextBlob=wrapped, KeyId=self.key_id, EncryptionContext=dict(context)
             ),
+            refusal,
         )
         key = bytes(answer["Plaintext"])
-        if not _same_key(str(answer.get("KeyId")), arn) or len(key) != 32:
-            raise KeyRefused(_REFUSAL + " It was wrapped by another key.")
+        other = arn is not None and not _same_key(str(answer.get("KeyId")), arn)
+        if other or len(key) != 32:
+            raise KeyRefused(refusal + " It was wrapped by another key.")
         return key
 
-    def _call(self, verb: str, ask: Callable[[Any], Any]) -> Any:
+    def _call(self, verb: str, ask: Callable[[Any], Any], refusal: str = _REFUSAL) -> Any:
         """Ask KMS, and translate what goes wrong, once."""
         try:
             from botocore import exceptions  # noqa: PLC0415
@@ -183,7 +188,7 @@ class AwsKmsHolder:
         try:
             return ask(self._client())
         except (exceptions.BotoCoreError, exceptions.ClientError) as fault:
-            raise self._translated(verb, fault, exceptions) from None
+            raise self._translated(verb, fault, exceptions, refusal) from None
 
     def _client(self) -> Any:
         if self._made is None:
@@ -211,16 +216,16 @@ class AwsKmsHolder:
             )
         return self._made
 
-    def _translated(self, verb: str, fault: Any, exceptions: Any) -> StrongroomError:
+    def _translated(self, verb: str, fault: Any, exceptions: Any, refusal: str) -> StrongroomError:
         where = f"the KMS key {self.key_id}"
         if isinstance(fault, exceptions.ClientError):
             error = fault.response.get("Error", {})
             status = fault.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
-            return _of_answer(str(error.get("Code", "")), int(status), verb, where)
+            return _of_answer(str(error.get("Code", "")), int(status), verb, where, refusal)
         if isinstance(fault, (exceptions.NoRegionError,)):
             return ConfigError(
                 f"No region is known for {where}.",
-                do="Write the whole ARN, or `kms_region` under [repository], or set AWS_REGION.",
+                do="Write the whole ARN, or `kms_region` under [repository], or set AWS_DEFAULT_REGION.",
             )
         absent = (
             exceptions.NoCredentialsError,
@@ -297,7 +302,7 @@ _DOWN = frozenset(
 )
 
 
-def _of_answer(code: str, status: int, verb: str, where: str) -> StrongroomError:
+def _of_answer(code: str, status: int, verb: str, where: str, refusal: str) -> StrongroomError:
     """An error that KMS itself answered with; its own text is left out: it may name much."""
     if code in _DISABLED:
         return KeyRefused(
@@ -307,7 +312,7 @@ def _of_answer(code: str, status: int, verb: str, where: str) -> StrongroomError
         )
     if code in _WRONG:
         return KeyRefused(
-            f"{_REFUSAL} ({code})",
+            f"{refusal} ({code})",
             do="Name the KMS key that `strongroom key list` shows, or open with another key.",
         )
     if code in _ABSENT:
@@ -348,10 +353,6 @@ def _slot_context(context: bytes) -> dict[str, str]:
         bound = json.loads(context.removeprefix(_SLOT))
         found |= {name: str(bound[name]) for name in ("repository", "epoch", "role", "label")}
     return found
-
-
-def _artefact_context(context: Mapping[str, str] | None) -> dict[str, str]:
-    return {**(context or {}), "strongroom": "artefact 1"}
 
 
 def _same_key(one: str, other: str) -> bool:

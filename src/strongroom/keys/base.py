@@ -8,7 +8,7 @@ one small object.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 
@@ -20,6 +20,25 @@ class Stanza:
     kind: str
     parameters: Mapping[str, str | int]
     body: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class DataKey:
+    """A new key of 32 bytes, made and wrapped by a key service under its key `by`."""
+
+    secret: bytes = field(repr=False)
+    wrapped: bytes
+    by: str
+
+
+class KeyService(Protocol):
+    """Who makes keys and wraps them, and unwraps them again: the service of a KMS."""
+
+    def generate_data_key(self, context: Mapping[str, str]) -> DataKey:
+        """A new key. `context` is bound to it and must be given again; it is no secret."""
+
+    def unwrap_data_key(self, wrapped: bytes, context: Mapping[str, str]) -> bytes:
+        """The key; KeyRefused when `wrapped`, `context` or the service's key is another."""
 
 
 class KeyHolder(Protocol):

@@ -20,8 +20,10 @@ from strongroom.artefacts.making import (
 )
 from strongroom.artefacts.manifest import Counted, Manifest
 from strongroom.artefacts.names import Shape
+from strongroom.artefacts.sealing import wrap_context
 from strongroom.artefacts.tar_writing import write_tar
 from strongroom.format import keyset as keysets
+from strongroom.keys.base import KeyService
 from strongroom.progress import Progress
 from strongroom.repository.catalogue import Snapshot
 from strongroom.repository.ports import Problem, SnapshotReader
@@ -41,13 +43,18 @@ class Exported:
     seconds: float
 
 
-def new_openssl_key(repository: Repository, path: str) -> OpensslKey:
-    """A key for one artefact: its file, and itself sealed for the readers of the repository.
+def new_openssl_key(
+    repository: Repository, name: str, path: str | None, service: KeyService | None = None
+) -> OpensslKey:
+    """A key for the artefact `name`: its file, and itself sealed for the repository's readers.
 
-    So a reader of the repository needs no key file, and losing that file loses nothing.
+    So a reader of the repository needs no key file, and losing that file loses nothing. With a
+    `service` it makes the key and wraps it; `path` None then writes the key nowhere in plain.
     """
     random, keyset = repository.seams.random, repository.keys.current
-    secret, number = random(32), random(16)
+    context = wrap_context(name)
+    made = None if service is None else service.generate_data_key(context)
+    secret, number = random(32) if made is None else made.secret, random(16)
     sealed = keysets.seal_session_key(keyset, number, secret)
     more = {
         "number": number.hex(),
@@ -55,18 +62,26 @@ def new_openssl_key(repository: Repository, path: str) -> OpensslKey:
         "epoch": keyset.epoch,
         "sealed": base64.b64encode(sealed).decode(),
     }
-    return OpensslKey(secret, path, random(8), more)
+    if made is None:
+        return OpensslKey(secret, path, random(8), more)
+    wrapped = base64.b64encode(made.wrapped).decode()
+    more["kms"] = {"context": context, "key": made.by, "wrapped": wrapped}
+    return OpensslKey(secret, path, random(8), more, made.wrapped)
 
 
 def plan(
-    folder: str, name: str, *, snapshot: Snapshot, key: OpensslKey | AgeKey | None, force: bool
+    folder: str,
+    name: str,
+    *,
+    snapshot: Snapshot,
+    key_file: str | None,
+    force: bool,
 ) -> dict[str, Any]:
     """What an export would write; AlreadyExists when it would not."""
-    opened = key if isinstance(key, OpensslKey) else None
-    refuse_taken(folder, name, force=force, key=opened)
+    refuse_taken(folder, name, force=force, key_file=key_file)
     return {
         "artefact": f"{folder}/{name}",
-        "key_file": opened.path if opened else None,
+        "key_file": key_file,
         "size": snapshot.size,
         "files": snapshot.files,
     }

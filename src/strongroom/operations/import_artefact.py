@@ -22,26 +22,20 @@ from strongroom.repository.ports import Outcome
 from strongroom.repository.repository import Repository
 
 Read = Callable[[int], bytes]
-Loader = Callable[[Read], Mapping[str, Any]]
+Loader = Callable[[Read, Progress], Mapping[str, Any]]
 
 
-def sealed_key(repository: Repository | None) -> Callable[[Manifest], bytes | None]:
-    """The way to an artefact's key through the repository that made it."""
-
-    def find(manifest: Manifest) -> bytes | None:
-        said = manifest.key
-        if repository is None or said.get("repository") != repository.identity.id.hex():
-            return None
-        try:
-            keyset = repository.keys.keysets.get(int(said.get("epoch", 0)))
-            if keyset is None:
-                return None
-            number, sealed = bytes.fromhex(said["number"]), base64.b64decode(said["sealed"])
-            return new_key(keysets.open_session_key(keyset, number, sealed))
-        except (KeyError, ValueError, TypeError, KeyRefused):
-            return None
-
-    return find
+def sealed_key(repository: Repository | None, manifest: Manifest) -> bytes | None:
+    """An artefact's key from the repository that made it; None from another."""
+    said = manifest.key
+    if repository is None or said.get("repository") != repository.identity.id.hex():
+        return None
+    try:
+        keyset = repository.keys.keysets[int(said["epoch"])]
+        number, sealed = bytes.fromhex(said["number"]), base64.b64decode(said["sealed"])
+        return new_key(keysets.open_session_key(keyset, number, sealed))
+    except (KeyError, ValueError, TypeError, KeyRefused):
+        return None
 
 
 @contextmanager
@@ -112,8 +106,13 @@ def into_folder(
     return outcome
 
 
-def into_database(artefact: Artefact, load: Loader) -> Mapping[str, Any]:
-    """Restore a dump through `load`, which takes its text piece by piece."""
+def into_database(artefact: Artefact, load: Loader, *, progress: Progress) -> Mapping[str, Any]:
+    """Restore a dump through `load`, which takes it piece by piece, all of it.
+
+    The end is not told before all was what it should be: a database gets its name after the end.
+    """
+    if artefact.shape.content == "tar":
+        raise UsageError(f"{artefact.name} is a tree of files, not a dump of a database.")
     content = artefact.unpack()
 
     def read(size: int) -> bytes:
@@ -124,11 +123,11 @@ def into_database(artefact: Artefact, load: Loader) -> Mapping[str, Any]:
         return data
 
     try:
-        facts = load(read)
+        facts = load(read, progress)
         content.finish()
+        return facts
     finally:
         content.close()
-    return facts
 
 
 __all__ = ["into_database", "into_folder", "into_repository", "opened", "refuse_mixture"]

@@ -5,11 +5,13 @@ The server is run by a superuser on this machine: a `COPY … PROGRAM` that reac
 
 from __future__ import annotations
 
+import io
 import os
 import tempfile
 from collections.abc import Iterator
 
 import pytest
+from psycopg.conninfo import make_conninfo
 
 from postgres.conftest import Databases
 from postgres.plain.tools import put
@@ -108,6 +110,24 @@ STRICT = {
     "strings by set_config": b"SELECT pg_catalog.set_config('standard_conforming_strings','off',false);",
     "CREATE SCHEMA with more": b"CREATE SCHEMA x CREATE TABLE t (a int) CREATE VIEW v AS SELECT 1;",
 }
+SO = b"'/tmp/evil.so', 'f'"
+POWER = {
+    "a function in C": b"CREATE FUNCTION public.f() RETURNS int LANGUAGE c AS %s;" % SO,
+    "a function of the server": b"CREATE FUNCTION public.f(oid, text) RETURNS int LANGUAGE internal"
+    b" AS 'be_lo_export';",
+    "a function in Python": b"CREATE FUNCTION public.f() RETURNS int LANGUAGE plpython3u AS 'x';",
+    "a default that writes": b"CREATE TABLE public.t (a int, b int DEFAULT lo_export(1, '%s'));"
+    b" COPY public.t (a) FROM stdin;\n1\n\\.\n" % CANARY,
+    "a program behind a table": b"CREATE FOREIGN TABLE public.t (a int) SERVER s"
+    b" OPTIONS (program '%s');" % RUN,
+    "a subscription": b"CREATE SUBSCRIPTION s CONNECTION 'host=evil' PUBLICATION p;",
+}
+# No rule about text finds this one: what it runs is in a string.
+BODY = (
+    b"CREATE FUNCTION public.f(a int) RETURNS boolean LANGUAGE plpgsql AS $$ BEGIN EXECUTE"
+    b" 'COPY (SELECT 1) TO PROGRAM ''%s'''; RETURN true; END $$;\n"
+    b"CREATE TABLE public.t (a int CHECK (public.f(a)));\nCOPY public.t FROM stdin;\n1\n\\.\n" % RUN
+)
 CUT = {
     "quote": b"COMMENT ON SCHEMA public IS 'x",
     "name": b'CREATE TABLE "x',
@@ -143,6 +163,49 @@ def test_never_run(server18: EmbeddedServer, databases: Databases, name: str, tr
 def test_not_run_unless_trusted(server18: EmbeddedServer, databases: Databases, name: str) -> None:
     with pytest.raises(Refused, match=r"line \d+"):
         put(server18, databases.make(server18), STRICT[name])
+
+
+@pytest.mark.parametrize("name", POWER)
+def test_what_acts_outside_the_database_needs_a_word(
+    server18: EmbeddedServer, databases: Databases, name: str
+) -> None:
+    with pytest.raises(Refused, match=r"line \d+") as refused:
+        put(server18, databases.make(server18), POWER[name])
+    assert "--trust-code" in refused.value.do
+
+
+def test_with_that_word_it_is_the_servers_to_say(
+    server18: EmbeddedServer, databases: Databases
+) -> None:
+    database = databases.make(server18)
+    script = b"CREATE FUNCTION public.f(text) RETURNS int LANGUAGE internal AS 'textlen';"
+    put(server18, database, script, code=True)
+    with server18.connect(database) as connection:
+        assert connection.execute("SELECT public.f('four')").fetchone() == (4,)
+    with pytest.raises(StrongroomError, match="could not access file"):
+        script = b"SET check_function_bodies = true;" + POWER["a function in C"]
+        put(server18, databases.make(server18), script, code=True)
+
+
+def test_code_that_nobody_vouches_for_runs_as_nobody_who_can(
+    server18: EmbeddedServer, databases: Databases
+) -> None:
+    with pytest.raises(Refused, match="Nobody vouches") as refused:
+        put(server18, databases.make(server18), BODY, vouched=False)
+    assert "--trust-code" in refused.value.do
+    poor = databases.make(server18)
+    with server18.connect(poor) as connection:
+        connection.execute("CREATE ROLE hostile_poor LOGIN PASSWORD 'poor'")
+        connection.execute("GRANT CREATE ON SCHEMA public TO hostile_poor")
+    dsn = make_conninfo(server18.dsn_for(poor), user="hostile_poor", password="poor")
+    with pytest.raises(StrongroomError, match="permission denied to COPY to or from an external"):
+        PlainRestore(dsn, vouched=False).run(io.BytesIO(BODY).read)
+    with server18.connect(poor) as connection:
+        connection.execute("GRANT pg_execute_server_program TO hostile_poor")
+    with pytest.raises(Refused, match="Nobody vouches"):
+        PlainRestore(dsn, vouched=False, occupied=True).run(io.BytesIO(BODY).read)
+    with server18.connect(poor) as connection:
+        connection.execute("DROP OWNED BY hostile_poor; DROP ROLE hostile_poor")
 
 
 @pytest.mark.parametrize("name", CUT)

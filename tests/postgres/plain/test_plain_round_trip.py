@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import io
 import subprocess
+import threading
 
 import pytest
 
 from postgres.conftest import Databases
 from postgres.keeping import DoubleKeeper, EngineKeeper
 from postgres.plain.tools import dump, program, psql, put, same, unlike
-from strongroom.errors import NotFound, Refused
+from strongroom.errors import Damaged, NotFound, Refused, StrongroomError
 from strongroom.postgres.embedded import EmbeddedServer
 from strongroom.postgres.logical.source import LogicalSource
 from strongroom.postgres.plain.executor import restore_plain
+from strongroom.postgres.plain.scripting import script_of
 from strongroom.postgres.plain.writing import write_custom, write_plain
 
 
@@ -92,6 +94,57 @@ def test_a_snapshot_is_written_as_one_custom_archive(
     done = subprocess.run(argv, capture_output=True, check=False)
     assert done.stderr.count(b"error:") == done.stderr.count(b'parameter "transaction_timeout"')
     assert unlike(server, zoo, target) == []
+
+
+@pytest.mark.parametrize(("server_major", "by"), [(15, 15), (15, 18), (16, 16), (18, 18)])
+def test_custom_archives_come_back_through_our_own_executor(
+    request: pytest.FixtureRequest, databases: Databases, server_major: int, by: int
+) -> None:
+    """Stock pg_dump's and ours; pg_restore writes to a pipe and connects to nothing."""
+    server: EmbeddedServer = request.getfixturevalue(f"server{server_major}")
+    zoo = databases.zoo(server)
+    kept = EngineKeeper().keep(LogicalSource("db", server.dsn_for(zoo), jobs=4))
+    own: list[bytes] = []
+    write_custom(kept.snapshot, own.append)
+    for content in (dump(server, zoo, by, "--format=custom"), b"".join(own)):
+        target, asked = databases.name(server), io.BytesIO(content)
+        with script_of(asked.read) as read:
+            restore_plain(read, server.dsn, target)
+        assert unlike(server, zoo, target) == []
+        assert asked.tell() == len(content)
+
+
+def test_what_stops_a_custom_archive_ends_pg_restore(
+    server18: EmbeddedServer, databases: Databases
+) -> None:
+    zoo = databases.zoo(server18)
+    content = dump(server18, zoo, 18, "--format=custom")
+
+    def failing(most: int) -> bytes:
+        if piece := whole.read(most):
+            return piece
+        raise Damaged("it was changed meanwhile")
+
+    whole = io.BytesIO(content)
+    name = databases.name(server18)
+    with pytest.raises(Damaged, match="changed meanwhile"), script_of(failing) as read:
+        restore_plain(read, server18.dsn, name)
+    for cut in range(len(content) // 7, len(content), len(content) // 7):
+        with (
+            pytest.raises(StrongroomError),
+            script_of(io.BytesIO(content[:cut]).read) as read,
+        ):
+            restore_plain(read, server18.dsn, name)
+    with pytest.raises(RuntimeError), script_of(io.BytesIO(content).read) as read:
+        read(100)
+        raise RuntimeError
+    assert not [thread for thread in threading.enumerate() if thread.name in ("feed", "pg_restore")]
+    with server18.connect() as connection:
+        left = connection.execute(
+            "SELECT datname FROM pg_database WHERE datname LIKE 'strongroom-%%' OR datname = %s",
+            [name],
+        ).fetchall()
+    assert left == []
 
 
 def test_into_a_new_database_that_takes_its_name_at_the_end(

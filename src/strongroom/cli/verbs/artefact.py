@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Group, Parameter
@@ -24,6 +26,7 @@ from strongroom.errors import Incomplete, Refused, UsageError
 from strongroom.rules.sizes import parse_size, show_seconds, show_size
 
 if TYPE_CHECKING:
+    from strongroom.artefacts.making import OpensslKey
     from strongroom.artefacts.opening import Artefact
     from strongroom.operations.export import Exported
     from strongroom.repository.catalogue import Snapshot
@@ -108,7 +111,7 @@ def write_artefact(
     dry_run: bool = False,
 ) -> dict[str, Any]:
     """Write the artefact of a snapshot, tell of it, and return it as JSON values."""
-    from strongroom.artefacts.making import AgeKey, OpensslKey  # noqa: PLC0415
+    from strongroom.artefacts.making import AgeKey  # noqa: PLC0415
     from strongroom.artefacts.names import (  # noqa: PLC0415
         artefact_name,
         default_prefix,
@@ -122,23 +125,30 @@ def write_artefact(
     prefix = table.artefact_name if table is not None else None
     name = artefact_name(prefix or default_prefix(snapshot.source), shape, snapshot.time)
     key: OpensslKey | AgeKey | None = None
+    key_file = service = None
     if shape.seal == "openssl":
-        place = how.artefact_key or wiring.artefact_key_path(desk.configuration, desk.environ, name)
-        if os.path.realpath(os.path.dirname(place) or ".") == os.path.realpath(folder):
+        usual = wiring.artefact_key_path(desk.configuration, desk.environ, name)
+        if desk.configuration.repository.kms_key is not None:
+            service = wiring.kms_holder(desk.configuration)
+        # What a KMS wraps needs no key file, and is written to one only if that is asked for.
+        key_file = how.artefact_key or (usual if service is None else None)
+        beside = None if key_file is None else os.path.realpath(os.path.dirname(key_file) or ".")
+        if beside == os.path.realpath(folder):
             raise Refused(
                 "The key file would lie beside the artefact that it opens.",
                 do="Name another place with --artefact-key, or another `key_dir`.",
             )
-        key = exporting.new_openssl_key(repository, place)
     elif shape.seal == "age":
         texts = how.recipient or list(desk.configuration.artefacts.recipients)
         key = AgeKey(texts, recipients(texts))
     body: dict[str, Any] = {"dry_run": dry_run, "snapshot": snapshot_body(snapshot)}
+    plan = exporting.plan(folder, name, snapshot=snapshot, key_file=key_file, force=how.force)
     if dry_run:
-        plan = exporting.plan(folder, name, snapshot=snapshot, key=key, force=how.force)
         desk.output.line(f"Would write {plan['artefact']}")
         desk.output.lines(describe(plan))
         return {**body, "plan": plan}
+    if shape.seal == "openssl":
+        key = exporting.new_openssl_key(repository, name, key_file, service)
     write, tools = wiring.artefact_writer(shape.content, table, how.database)
     with listening(desk.output) as progress:
         done = exporting.export(
@@ -154,9 +164,8 @@ def write_artefact(
             threads=desk.jobs,
             progress=progress,
         )
-    opened = key.path if isinstance(key, OpensslKey) else None
-    desk.output.lines(_told(snapshot, done, opened))
-    return {**body, **_exported_body(done, opened)}
+    desk.output.lines(_told(snapshot, done, key_file))
+    return {**body, **_exported_body(done, key_file)}
 
 
 def _told(snapshot: Snapshot, done: Exported, key_file: str | None) -> list[str]:
@@ -173,17 +182,30 @@ def _told(snapshot: Snapshot, done: Exported, key_file: str | None) -> list[str]
         f"  openssl pkeyutl -verify -pubin -inkey {os.path.basename(done.public_key)} -rawin "
         f"-in {manifest.name}.manifest -sigfile {manifest.name}.manifest.sig",
     ]
-    if key_file is not None:
+    wrapped = manifest.key.get("kms")
+    if manifest.name.endswith(".enc"):
         plain = manifest.name.removesuffix(".enc")
+        lines.append("to open it (10,000 rounds, openssl's default):")
+        if key_file is None and wrapped is not None:
+            key_file = f"$HOME/{manifest.name}.key"  # not beside the artefact
+            lines.append(f"  (umask 077; {_kms_line(manifest.name, wrapped)} > {key_file})")
         lines += [
-            "to open it (10,000 rounds, openssl's default):",
             f"  openssl enc -aes-256-cbc -d -salt -pbkdf2 -in {manifest.name} -out {plain} "
-            f"-pass file:{show_text(key_file)}",
+            f"-pass file:{show_text(key_file or 'KEY_FILE')}",
         ]
     elif manifest.name.endswith(".age"):
         plain = manifest.name.removesuffix(".age")
         lines += ["to open it:", f"  age -d -i IDENTITY -o {plain} {manifest.name}"]
     return lines
+
+
+def _kms_line(name: str, wrapped: Mapping[str, Any]) -> str:
+    """The command of AWS that prints an artefact's key as its key file would hold it."""
+    context = ",".join(f'"{key}":"{value}"' for key, value in sorted(wrapped["context"].items()))
+    return (
+        f"aws kms decrypt --key-id {wrapped['key']} --ciphertext-blob fileb://{name}.kms "
+        f"--encryption-context '{{{context}}}' --query Plaintext --output text"
+    )
 
 
 def _exported_body(done: Exported, key_file: str | None) -> dict[str, Any]:
@@ -223,10 +245,13 @@ class ImportFlags:
     """Take a file that nobody vouches for; it is unpacked once into nothing first."""
     max_size: Annotated[str | None, Parameter(group=_ARTEFACT)] = None
     """How much it may unpack to, such as 200GiB; otherwise what the manifest says."""
+    trust_code: Annotated[bool, Parameter(group=_ARTEFACT)] = False
+    """Run what of a dump can act outside its database: functions in C and untrusted languages, and
+    the like; and an --unsigned dump as a role that may run programs on the server."""
     devices: Annotated[bool, Parameter(group=_ARTEFACT)] = False
     """Make devices too, when a tree of files is extracted."""
     no_owner: Annotated[bool, Parameter(group=_ARTEFACT)] = False
-    """Leave everything to the user who extracts."""
+    """Leave everything to the user who extracts, or to the role that restores."""
 
 
 _IMPORT_DEFAULTS = ImportFlags()
@@ -274,23 +299,20 @@ def import_artefact(
             do="Take it out of --to; put it into $PGPASSWORD or ~/.pgpass, and change it.",
         )
     labels = read_labels(label or [])
-    if desk.configuration.repository.url is None and source is None:
-        return _import(desk, None, file, source, to, labels, how, dry_run=dry_run)
-    if source is None and not _needs_keys(desk, file, how):
-        return _import(desk, None, file, source, to, labels, how, dry_run=dry_run)
-    with desk.repository() as repository:
+    with ExitStack() as stack:
+        # With --to it is opened only if nothing else has the artefact's key.
+        @cache
+        def repository() -> Repository | None:
+            if desk.configuration.repository.url is None and source is None:
+                return None
+            return stack.enter_context(desk.repository())
+
         return _import(desk, repository, file, source, to, labels, how, dry_run=dry_run)
-
-
-def _needs_keys(desk: Desk, file: str, how: ImportFlags) -> bool:
-    """Whether the repository is asked for the key of an encrypted artefact."""
-    usual = wiring.artefact_key_path(desk.configuration, desk.environ, os.path.basename(file))
-    return file.endswith(".enc") and how.artefact_key is None and not os.path.exists(usual)
 
 
 def _import(
     desk: Desk,
-    repository: Repository | None,
+    open_repository: Callable[[], Repository | None],
     file: str,
     source: str | None,
     to: str | None,
@@ -311,8 +333,10 @@ def _import(
         key_file=how.artefact_key,
         identity_file=how.identity,
     )
-    keys = replace(keys, otherwise=importing.sealed_key(repository))
+    keys = replace(keys, otherwise=lambda said: importing.sealed_key(open_repository(), said))
+    repository = None
     if source is not None:
+        repository = open_repository()
         assert repository is not None
         database = isinstance(desk.configuration.source.get(source), PostgresTable)
         importing.refuse_mixture(repository, source, database=database)
@@ -365,13 +389,15 @@ def _import(
             problems = outcome.problems
         else:
             assert to is not None
-            if artefact.shape.content == "custom":
-                raise UsageError(
-                    "A custom archive is restored by pg_restore.",
-                    do=f"pg_restore --dbname=NAME {file}",
-                )
-            load = wiring.artefact_loader(wiring.find_target(to, None), environ=desk.environ)
-            body["facts"] = dict(importing.into_database(artefact, load))
+            load = wiring.artefact_loader(
+                artefact.shape.content,
+                wiring.find_target(to, None),
+                environ=desk.environ,
+                owner=not how.no_owner,
+                code=how.trust_code,
+                vouched=artefact.manifest is not None and not how.unsigned,
+            )
+            body["facts"] = dict(importing.into_database(artefact, load, progress=progress))
             line, problems = f"{show_text(to)}: restored from {show_text(artefact.name)}", ()
     desk.output.line(line)
     body["problems"] = _problems(problems)

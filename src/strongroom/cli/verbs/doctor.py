@@ -155,8 +155,8 @@ def _kms(desk: Desk) -> Verdict | str:
     ):
         return "FAIL", f"{arn} is no symmetric key for encryption", "Name another in `kms_key`."
     context = {"purpose": "doctor"}
-    key, blob = holder.generate_data_key(context)
-    if holder.unwrap_data_key(blob, context) != key:
+    made = holder.generate_data_key(context)
+    if holder.unwrap_data_key(made.wrapped, context) != made.secret:
         return "FAIL", f"{arn} does not give back what it wrapped", "Ask AWS."
     return f"{arn} is enabled, wraps and opens"
 

@@ -46,6 +46,12 @@ _SETTINGS = {
 _NEW_SETTINGS = frozenset(
     (b"transaction_timeout", b"default_table_access_method", b"default_with_oids", b"row_security")
 )
+# Whose functions can run programs or reach files of the server.
+_RIGHTS = (
+    "SELECT current_user::text, current_setting('is_superuser') = 'on', EXISTS (SELECT FROM pg_roles"
+    " WHERE rolname IN ('pg_execute_server_program', 'pg_write_server_files',"
+    " 'pg_read_server_files') AND pg_has_role(current_user, oid, 'MEMBER'))"
+)
 _LEFT = (
     "WHERE n.nspname NOT LIKE 'pg\\_%' AND n.nspname <> 'information_schema'"
     " AND NOT EXISTS (SELECT FROM pg_depend d WHERE d.deptype = 'e' AND d.classid = '{0}'::regclass"
@@ -100,7 +106,9 @@ class PlainRestore:
     """Restores plain dumps into one existing database.
 
     `trust` allows statements that pg_dump does not write; COPY to and from programs and files,
-    ALTER SYSTEM, LOAD and backslash commands are refused all the same. `owner` and `privileges`
+    ALTER SYSTEM, LOAD and backslash commands are refused all the same. `code` allows what acts
+    outside the database (`policy.power`), and a role that may run programs on the server for a dump
+    that is not `vouched` for. `owner` and `privileges`
     False leave out who owns what and who may do what. `occupied` True allows a database that is
     not empty. `verify` counts every table afterwards.
     """
@@ -111,6 +119,8 @@ class PlainRestore:
         *,
         password: str | None = None,
         trust: bool = False,
+        code: bool = False,
+        vouched: bool = True,
         owner: bool = True,
         privileges: bool = True,
         occupied: bool = False,
@@ -119,6 +129,8 @@ class PlainRestore:
     ) -> None:
         self._conninfo = Conninfo.parse(dsn, password=password)
         self._trust = trust
+        self._code = code or trust
+        self._vouched = vouched
         self._left_out = {"owner": not owner, "privileges": not privileges, "": False}
         self._occupied = occupied
         self._verify = verify
@@ -158,7 +170,7 @@ class PlainRestore:
     def _preflight(self, connection: psycopg.Connection[Any], run: _Run) -> None:
         with translated(self._conninfo):
             row = connection.execute(f"SELECT {_OCCUPIED}".encode()).fetchone()
-            rights = connection.execute("SELECT current_setting('is_superuser')").fetchone()
+            rights = connection.execute(_RIGHTS.encode()).fetchone()
         if row and row[0] and not self._occupied:
             raise Refused(
                 f"{self._conninfo.where} is not empty: {row[0]} objects are in it.".replace(
@@ -166,7 +178,15 @@ class PlainRestore:
                 ),
                 do="Restore into a new database, or say that objects in it may be added to.",
             )
-        if rights and rights[0] == "on":
+        role, superuser, reaching = rights or ("", False, False)
+        if (superuser or reaching) and not (self._vouched or self._code):
+            raise Refused(
+                f"Nobody vouches for the dump, and what is in it would run as {role!r}, who may run "
+                "programs or reach files on the server.",
+                do="Restore as a role with CREATEDB and nothing else (with --no-owner); or, if you "
+                "know who wrote the dump, --trust-code.",
+            )
+        if superuser:
             run.notes.append(
                 "restored as a superuser: functions of the dump ran with all rights on the server"
             )
@@ -246,6 +266,9 @@ class PlainRestore:
         if why is None and not self._trust:
             why = policy.strange(statement.tokens)
             do = "If you know who wrote the dump and trust it, allow foreign statements (trust)."
+        if why is None and not self._code:
+            why = policy.power(statement.tokens)
+            do = "If you know who wrote it and want that to run on this server, add --trust-code."
         if why is None and self._trust and statement.tokens[0] == b"set":
             why = _encoding_set(statement.tokens)
         if why is not None:
@@ -431,6 +454,8 @@ def restore_plain(
     password: str | None = None,
     replace: bool = False,
     trust: bool = False,
+    code: bool = False,
+    vouched: bool = True,
     owner: bool = True,
     privileges: bool = True,
     encoding: str = "UTF8",
@@ -459,7 +484,13 @@ def restore_plain(
     inside = conninfo.on(made.unfinished)
     secret = conninfo.secrets.get("password")
     restore = PlainRestore(
-        inside.public(), password=secret, trust=trust, owner=owner, privileges=privileges
+        inside.public(),
+        password=secret,
+        trust=trust,
+        code=code,
+        vouched=vouched,
+        owner=owner,
+        privileges=privileges,
     )
     try:
         done = restore.run(read, progress=progress)

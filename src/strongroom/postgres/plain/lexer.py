@@ -502,7 +502,7 @@ _SIMPLE = re.compile(rb"[0-9][0-9.eE+]*|::|=>|" + _WORD + rb"|.", re.DOTALL)
 _PLAIN_STRING = re.compile(rb"'[^']*(?:''[^']*)*'")
 _ESCAPED_STRING = re.compile(rb"'(?:[^'\\]|\\.|'')*'", re.DOTALL)
 _QUOTED_NAME = re.compile(rb'"[^"]*(?:""[^"]*)*"')
-_MOST_TOKENS = 100_000
+MOST_TOKENS = 100_000
 
 
 def tokens(text: bytes, *, standard: bool = True) -> Iterator[bytes]:
@@ -511,7 +511,7 @@ def tokens(text: bytes, *, standard: bool = True) -> Iterator[bytes]:
     Strings keep their quotes; a dollar-quoted one is `$$`. At most 100,000 are given.
     """
     at, given = 0, 0
-    while at < len(text) and given < _MOST_TOKENS:
+    while at < len(text) and given < MOST_TOKENS:
         at = _statement_start(text, at)
         if at >= len(text):
             return

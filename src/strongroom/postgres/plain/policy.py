@@ -2,15 +2,22 @@
 
 PURE. Source: what src/bin/pg_dump/pg_dump.c and pg_backup_archiver.c emit. The rule looks at tokens,
 never at text, so that comments, quoting and letter case hide nothing. It keeps a dump from
-reaching for files, programs and settings by itself; what functions of the dump do once they exist
-(in an index, a default, a materialized view) is the business of the server, and runs with the
-rights of the role that restores.
+reaching for files, programs and settings by itself.
+
+`never` is run by nobody, `strange` is what pg_dump does not write, `power` is what it does write,
+rarely, and what brings machine code, files of the server or other servers into play: a clean dump
+of a database without such parts has none of it. What functions of the dump do once they exist (in
+an index, a default, a materialized view) runs with the rights of the role that restores: no rule
+about text can hold that, and whoever runs a dump that nobody vouches for needs a role without them.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+
+from strongroom.postgres.plain.lexer import MOST_TOKENS
 
 Tokens = Sequence[bytes]
 
@@ -54,7 +61,26 @@ _CHANGES = frozenset(
     b" sequence server statistics subscription table text trigger type user view".split()
 )
 _DROPS = _CHANGES | {b"access", b"cast", b"transform"}
-_OTHER = frozenset((b"comment", b"grant", b"revoke"))
+# Languages whose functions cannot leave the database, but for what their role may do in SQL.
+_TRUSTED = frozenset((b"sql", b"plpgsql", b"plperl", b"pltcl", b"plv8", b"java"))
+_SERVER_FILES = frozenset(
+    b"lo_import lo_export pg_read_file pg_read_binary_file pg_ls_dir pg_stat_file pg_file_write"
+    b" pg_file_rename pg_file_unlink pg_file_sync pg_reload_conf pg_rotate_logfile".split()
+)
+_FILE_OPTIONS = frozenset((b"program", b"filename"))
+# What PostgreSQL leaves to superusers because functions in C are called by it unchecked.
+_MACHINE = {
+    (b"access", b"method"): "an access method",
+    (b"conversion",): "a conversion",
+    (b"default", b"conversion"): "a conversion",
+    (b"operator", b"class"): "an operator class",
+    (b"text", b"search", b"parser"): "a text search parser",
+    (b"text", b"search", b"template"): "a text search template",
+    (b"transform",): "a transform",
+}
+_GRANTED = frozenset(
+    b"table sequence function procedure routine schema type domain language large foreign".split()
+)
 _LITERAL = re.compile(rb"E?'.*'|[0-9].*|null|true|false|default|[bxn]", re.DOTALL)
 _NAME = re.compile(rb'".*"|[A-Za-z_\x80-\xff][A-Za-z0-9_$\x80-\xff]*', re.DOTALL)
 
@@ -76,13 +102,113 @@ def strange(found: Tokens) -> str | None:
     if not found:
         return "an empty statement"
     first = found[0]
+    if len(found) >= MOST_TOKENS:
+        return "a statement of more parts than are looked at"
     rule = _RULES.get(first)
     if rule is not None:
         return rule(found)
-    if first in _OTHER:
-        return None
     shown = first.decode("utf-8", "replace").upper()
     return f"{shown[:30]} is no statement that pg_dump writes"
+
+
+def power(found: Tokens) -> str | None:
+    """Say what of the server a statement gives to the dump that made it; None when nothing."""
+    if len(found) >= MOST_TOKENS:
+        return "a statement of more parts than are looked at"
+    for at in range(len(found) - 2) if b"u" in found else ():
+        if tuple(found[at : at + 2]) == (b"u", b"&") and found[at + 2][:1] in (b'"', b"'"):
+            return "a name or text in Unicode escapes, and pg_dump writes none"
+    if found[0] not in (b"create", b"alter"):
+        return None
+    at, bare = 1, [_unquoted(token) for token in found]
+    while found[at : at + 1] and found[at] in (b"or", b"replace", b"trusted", b"procedural"):
+        at += 1
+    kind = b"".join(found[at : at + 1])
+    rule = _POWERS.get(kind, _unchecked)
+    return rule(found, bare, at) or _reach(found, bare, kind)
+
+
+def _reach(found: Tokens, bare: Sequence[bytes], kind: bytes) -> str | None:
+    """What names functions of the server that leave the database, or files and programs."""
+    for at, name in enumerate(bare):
+        called = found[at + 1 : at + 2] == (b"(",) or found[at - 1] == b"="
+        if name in _SERVER_FILES and called and found[at][:1] != b"'":
+            return f"{_shown(name).lower()}, which reaches files or settings of the server"
+        if kind in (b"foreign", b"server", b"user") and name in _FILE_OPTIONS:
+            value = b"".join(found[at + 1 : at + 2])
+            if value[:1] in (b"'", b"E", b"$"):
+                return f"a foreign table over a {_shown(name).lower()} of the server"
+    return None
+
+
+def _function(found: Tokens, bare: Sequence[bytes], _: int) -> str | None:
+    """A function whose language is none of the trusted ones. Without LANGUAGE it is SQL."""
+    if found[0] == b"alter":
+        return None
+    depth = 0
+    for at, token in enumerate(found):
+        depth += (token == b"(") - (token == b")")
+        if depth:
+            continue
+        if token == b"begin" and found[at + 1 : at + 2] == (b"atomic",):
+            return None  # a body in SQL; the grammar has nothing behind it
+        named = bare[at + 1] if at + 1 < len(bare) else b""
+        if token == b"language" and named not in _TRUSTED and named != b"(":
+            return f"a function in {_shown(named).lower()}, which runs outside the database's rules"
+    return None
+
+
+def _language(found: Tokens, bare: Sequence[bytes], at: int) -> str | None:
+    if found[0] == b"alter" or (b"handler" not in found and bare[at + 1] in _TRUSTED):
+        return None
+    return "a procedural language that is not a trusted one"
+
+
+def _subscription(found: Tokens, _: Sequence[bytes], __: int) -> str | None:
+    if found[0] == b"alter":
+        quiet = tuple(found[-4:-2]) == (b"owner", b"to")
+    else:
+        quiet = any(
+            tuple(found[at : at + 3]) == (b"connect", b"=", b"false") for at in range(len(found))
+        )
+    return None if quiet else "a subscription that connects to another server"
+
+
+def _unchecked(found: Tokens, bare: Sequence[bytes], at: int) -> str | None:
+    """What calls functions in C with arguments that nobody checks."""
+    if tuple(found[at : at + 3]) == (b"foreign", b"data", b"wrapper") and b"handler" in found:
+        return "a foreign data wrapper of its own"
+    if found[0] == b"alter":
+        return None
+    for words, what in _MACHINE.items():
+        if tuple(found[at : at + len(words)]) == words:
+            return f"{what}, whose functions the server calls unchecked"
+    kind = b"".join(found[at : at + 1])
+    if kind == b"type" and found[_name(found, at + 1)[1] :][:1] == (b"(",):
+        return "a base type, whose functions the server calls unchecked"
+    if kind == b"cast" and (b"without", b"function") in pairwise(found):
+        return "a cast that takes the bytes of one type for another's"
+    if kind == b"aggregate" and b"internal" in bare:
+        return "an aggregate over an internal state, which the server takes unchecked"
+    return None
+
+
+_POWERS: dict[bytes, Callable[[Tokens, Sequence[bytes], int], str | None]] = {
+    b"function": _function,
+    b"procedure": _function,
+    b"language": _language,
+    b"subscription": _subscription,
+}
+
+
+def _unquoted(token: bytes) -> bytes:
+    """A name as it is without its quotes; the same for a text of one word."""
+    mark = token[:1]
+    if len(token) > 1 and mark in (b'"', b"'") and token.endswith(mark):
+        return token[1:-1]
+    if token.startswith(b"E'"):
+        return token[2:-1]
+    return token
 
 
 def about_rights(found: Tokens) -> str:
@@ -235,6 +361,23 @@ def _drop(found: Tokens) -> str | None:
     return None if kind in _DROPS else f"DROP {_shown(kind)} is none that pg_dump writes"
 
 
+def _rights(found: Tokens) -> str | None:
+    """GRANT or REVOKE of rights on what is in the database; not of roles, not on the server."""
+    depth = 0
+    for at, token in enumerate(found):
+        depth += (token == b"(") - (token == b")")
+        if token == b"on" and not depth:
+            kind = found[at + 1] if at + 1 < len(found) else b""
+            if kind in _GRANTED:
+                return None
+            return f"rights on a {_shown(kind).lower()}, and pg_dump writes none"
+    return "the grant of a role, and pg_dump writes none"
+
+
+def _comment(_: Tokens) -> str | None:
+    return None
+
+
 def _security(found: Tokens) -> str | None:
     return None if found[1:2] == (b"label",) else "a statement that pg_dump does not write"
 
@@ -253,6 +396,9 @@ def _do(_: Tokens) -> str | None:
 
 
 _RULES = {
+    b"comment": _comment,
+    b"grant": _rights,
+    b"revoke": _rights,
     b"copy": _copy,
     b"set": _set,
     b"select": _select,
