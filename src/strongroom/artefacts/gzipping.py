@@ -31,7 +31,7 @@ _SAMPLES, _SAMPLE = 2, 16 * 1024
 _READ = 256 * 1024
 
 Buffer = bytes | bytearray | memoryview
-Out = Callable[[bytes], object]
+Out = Callable[[bytes | bytearray], object]
 Read = Callable[[int], bytes]
 
 
@@ -46,7 +46,7 @@ class GzipWriter:
         workers = threads or os.cpu_count() or 2
         self._pool = ThreadPoolExecutor(workers, thread_name_prefix="deflate")
         self._depth = workers * 2
-        self._block = bytearray()
+        self._block, self._filled = bytearray(BLOCK), 0
         self._waiting: deque[Future[bytes]] = deque()
         self._tail = b""
         self._crc = zlib_ng.crc32(b"")
@@ -59,15 +59,17 @@ class GzipWriter:
         with memoryview(data) as view:
             at = 0
             while at < len(view):
-                end = at + BLOCK - len(self._block)
-                self._block += view[at:end]
-                at = end
-                if len(self._block) == BLOCK:
+                some = view[at : at + BLOCK - self._filled]
+                self._block[self._filled : self._filled + len(some)] = some
+                self._filled += len(some)
+                at += len(some)
+                if self._filled == BLOCK:
                     self._submit()
 
     def finish(self) -> None:
         """Write what is left, and the trailer."""
-        if self._block:
+        if self._filled:
+            del self._block[self._filled :]
             self._submit()
         while self._waiting:
             self._out(self._waiting.popleft().result())
@@ -80,7 +82,7 @@ class GzipWriter:
         self._pool.shutdown(cancel_futures=True)
 
     def _submit(self) -> None:
-        block, self._block = self._block, bytearray()
+        block, self._block, self._filled = self._block, bytearray(BLOCK), 0
         self._waiting.append(self._pool.submit(_deflate, block, self._tail))
         self._crc = zlib_ng.crc32(block, self._crc)
         self._size += len(block)
