@@ -31,7 +31,7 @@ _SAMPLES, _SAMPLE = 2, 16 * 1024
 _READ = 256 * 1024
 
 Buffer = bytes | bytearray | memoryview
-Out = Callable[[bytes | bytearray], object]
+Out = Callable[[bytes | bytearray | memoryview], object]
 Read = Callable[[int], bytes]
 
 

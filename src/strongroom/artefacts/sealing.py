@@ -29,7 +29,7 @@ MAGIC = b"Salted__"
 _BLOCK = 16
 _READ = 256 * 1024
 
-Out = Callable[[bytes | bytearray], object]
+Out = Callable[[bytes | bytearray | memoryview], object]
 Read = Callable[[int], bytes]
 
 
@@ -67,7 +67,7 @@ class OpensslWriter:
         self._size = 0
         out(MAGIC + salt)
 
-    def write(self, data: bytes | bytearray) -> None:
+    def write(self, data: bytes | bytearray | memoryview) -> None:
         """Encrypt and hand on."""
         self._size += len(data)
         self._out(self._engine.update(data))
@@ -201,7 +201,7 @@ class AgeWriter:
         self._thread = threading.Thread(target=work, name="age", daemon=True)
         self._thread.start()
 
-    def write(self, data: bytes | bytearray) -> None:
+    def write(self, data: bytes | bytearray | memoryview) -> None:
         """Hand on."""
         try:
             self._pipe.write(data)

@@ -30,7 +30,7 @@ _TYPES = {
 }
 _OCTAL_7, _OCTAL_11 = 8**7, 8**11
 
-Out = Callable[[bytes | bytearray], object]
+Out = Callable[[bytes | bytearray | memoryview], object]
 
 
 def write_tar(snapshot: SnapshotReader, out: Out, *, progress: Progress) -> list[Problem]:

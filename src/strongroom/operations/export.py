@@ -27,7 +27,7 @@ from strongroom.repository.catalogue import Snapshot
 from strongroom.repository.ports import Problem, SnapshotReader
 from strongroom.repository.repository import Repository
 
-Out = Callable[[bytes | bytearray], object]
+Out = Callable[[bytes | bytearray | memoryview], object]
 Writer = Callable[[SnapshotReader, Out], object]
 
 
@@ -99,7 +99,7 @@ def export(
             problems.extend(write_tar(reader, out, progress=progress))
             return
 
-        def counted(data: bytes | bytearray) -> None:
+        def counted(data: bytes | bytearray | memoryview) -> None:
             out(data)
             progress.advance(size=len(data))
 
