@@ -624,7 +624,7 @@ def artefact_writer(
     """What writes the content of a database's artefact (None for files), and versions to name."""
     from importlib.metadata import version  # noqa: PLC0415
 
-    tools = {"zlib-ng": version("zlib-ng")}
+    tools = {name: version(name) for name in ("isal", "zlib-ng")}
     if content == "tar":
         return None, tools
     from strongroom.postgres.clients import Clients  # noqa: PLC0415
