@@ -11,7 +11,7 @@ from bench.peers import Strongroom
 from strongroom.demo.platform import Platform
 from strongroom.postgres.embedded import EmbeddedServer, find_server
 
-CLIPS, RUNS, AUDITS = 1_680_000, 1_340_000, 670_000
+CLIPS, RUNS, AUDITS = 1_400_000, 1_120_000, 560_000
 
 
 def logical(work: str, times: int, scale: float = 1.0) -> list[Row]:
