@@ -8,10 +8,9 @@ import shutil
 import sys
 
 from bench import data
-from bench.logical import AUDITS, CLIPS, RUNS, _strongroom
+from bench.logical import configured, seeded
 from bench.measure import Row, Side, at_most, fresh, paired, ratio, run
 from bench.peers import Strongroom
-from strongroom.demo import database
 from strongroom.postgres.embedded import EmbeddedServer, find_server
 
 _PIPE = """\
@@ -81,21 +80,10 @@ def _database(work: str, times: int, scale: float) -> list[Row]:
     home, out, zipped = f"{work}/pg", f"{work}/artefacts", f"{work}/theirs.gz"
     fresh(home)
     with EmbeddedServer(find_server(), home) as server:
-        with server.connect() as connection:
-            connection.execute("CREATE DATABASE bench")
-        with server.connect("bench") as connection:
-            database.fill(
-                connection,
-                clips=int(CLIPS * scale),
-                runs=int(RUNS * scale),
-                audits=int(AUDITS * scale),
-            )
-            connection.execute("VACUUM ANALYZE")
-            row = connection.execute("SELECT pg_database_size('bench')").fetchone()
-            size = row[0] / 1e9 if row else 0.0
+        _, size = seeded(work, server, scale)
         dump = [f"{server.installation.bindir}/pg_dump", f"--dbname={server.dsn_for('bench')}"]
         theirs_argv = _piped(work, zipped, dump, ["gzip"])
-        ours = _strongroom(work, server)
+        ours = configured(work, server)
         theirs, export, both = Side("pg_dump | gzip"), Side("export"), Side("backup --artefact")
         for _ in range(times):
             paired(1, (theirs, lambda: run(theirs_argv)))

@@ -11,7 +11,7 @@ from bench.peers import Strongroom
 from strongroom.demo.platform import Platform
 from strongroom.postgres.embedded import EmbeddedServer, find_server
 
-CLIPS, RUNS, AUDITS = 1_680_000, 1_340_000, 670_000
+CLIPS, RUNS, AUDITS = 1_400_000, 1_120_000, 560_000
 
 
 def logical(work: str, times: int, scale: float = 1.0) -> list[Row]:
@@ -19,26 +19,31 @@ def logical(work: str, times: int, scale: float = 1.0) -> list[Row]:
     home = f"{work}/pg"
     fresh(home)
     with EmbeddedServer(find_server(), home) as server:
-        with server.connect() as connection:
-            connection.execute("CREATE DATABASE bench")
-        platform = Platform(server, "bench", f"{work}/no-vault")
-        platform.migrate()
-        platform.seed(
-            "--database",
-            f"--clips={int(CLIPS * scale)}",
-            f"--runs={int(RUNS * scale)}",
-            f"--audits={int(AUDITS * scale)}",
-        )
-        with server.connect("bench") as connection:
-            row = connection.execute("SELECT pg_database_size('bench')").fetchone()
-            size = row[0] / 1e9 if row else 0.0
+        platform, size = seeded(work, server, scale)
         rows = _compare(work, times, server, size)
         rows += _second(work, server, platform)
     fresh(home)
     return rows
 
 
-def _strongroom(work: str, server: EmbeddedServer) -> Strongroom:
+def seeded(work: str, server: EmbeddedServer, scale: float) -> tuple[Platform, float]:
+    """The database "bench", filled by the example platform; and its size in GB."""
+    with server.connect() as connection:
+        connection.execute("CREATE DATABASE bench")
+    platform = Platform(server, "bench", f"{work}/no-vault")
+    platform.migrate()
+    platform.seed(
+        "--database",
+        f"--clips={int(CLIPS * scale)}",
+        f"--runs={int(RUNS * scale)}",
+        f"--audits={int(AUDITS * scale)}",
+    )
+    with server.connect("bench") as connection:
+        row = connection.execute("SELECT pg_database_size('bench')").fetchone()
+    return platform, row[0] / 1e9 if row else 0.0
+
+
+def configured(work: str, server: EmbeddedServer) -> Strongroom:
     from psycopg.conninfo import conninfo_to_dict, make_conninfo  # noqa: PLC0415
 
     # A password in a dsn is refused by the configuration; it goes by the environment.
@@ -51,7 +56,7 @@ def _strongroom(work: str, server: EmbeddedServer) -> Strongroom:
 
 def _compare(work: str, times: int, server: EmbeddedServer, size: float) -> list[Row]:
     bindir, dsn = server.installation.bindir, server.dsn_for("bench")
-    ours = _strongroom(work, server)
+    ours = configured(work, server)
     backup, restore = Side("strongroom"), Side("strongroom")
     dump, piped, back = Side("pg_dump -Fd -j2 -Z0"), Side("pg_dump | gzip"), Side("pg_restore -j2")
     folder = f"{work}/dump"
@@ -111,7 +116,7 @@ def _write_pipe(path: str) -> None:
 
 def _second(work: str, server: EmbeddedServer, platform: Platform) -> list[Row]:
     """What a second backup stores after clustered and after scattered changes."""
-    ours = _strongroom(work, server)
+    ours = configured(work, server)
     ours.init()
     ours.backup("bench")
     first = size_of(ours.repository)

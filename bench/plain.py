@@ -12,12 +12,11 @@ import os
 import subprocess
 import sys
 
+from bench.logical import seeded
 from bench.measure import Row, Side, at_most, fresh, paired, ratio, run
-from strongroom.demo import database
 from strongroom.postgres.embedded import EmbeddedServer, find_server
 from strongroom.postgres.plain.executor import PlainRestore
 
-CLIPS, RUNS, AUDITS = 1_680_000, 1_340_000, 670_000
 MOST_MEMORY = 300e6
 _PSQL = (
     "import subprocess, sys\n"
@@ -37,13 +36,7 @@ def plain(work: str, times: int, scale: float = 1.0) -> list[Row]:
     with open(script, "w") as file:
         file.write(_PSQL)
     with EmbeddedServer(find_server(), home) as server:
-        with server.connect() as connection:
-            connection.execute("CREATE DATABASE bench")
-        with server.connect("bench") as connection:
-            counts = (int(n * scale) for n in (CLIPS, RUNS, AUDITS))
-            clips, runs, audits = counts
-            database.fill(connection, clips=clips, runs=runs, audits=audits)
-            row = connection.execute("SELECT pg_database_size('bench')").fetchone()
+        _, size = seeded(work, server, scale)
         bindir = server.installation.bindir
         dump = [f"{bindir}/pg_dump", server.dsn_for("bench")]
         with open(path, "wb") as packed, subprocess.Popen(dump, stdout=subprocess.PIPE) as text:
@@ -63,7 +56,7 @@ def plain(work: str, times: int, scale: float = 1.0) -> list[Row]:
                 paired(1, (side, lambda argv=argv: run(argv, env=env)))
     fresh(home)
     os.unlink(path)
-    title = f"restore of the .sql.gz of a {row[0] / 1e9 if row else 0:.1f} GB database"
+    title = f"restore of the .sql.gz of a {size:.1f} GB database"
     memory = at_most(f"{title}: peak memory", ours.peak / 1e6, MOST_MEMORY / 1e6, 1, "MB", "limit")
     return [ratio(title, ours, theirs, 1.0), memory]
 

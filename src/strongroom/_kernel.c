@@ -1187,6 +1187,8 @@ static PyObject *tune_allocator(PyObject *module, PyObject *unused)
 #ifdef __GLIBC__
     /* Older glibc takes no more than half a heap, 32 MiB. */
     int kept = mallopt(M_MMAP_THRESHOLD, 256 << 20) || mallopt(M_MMAP_THRESHOLD, 32 << 20);
+    /* Threads hand buffers on to each other; each arena keeps what was ever freed into it. */
+    kept = mallopt(M_ARENA_MAX, 2) && kept;
     return PyBool_FromLong(mallopt(M_TRIM_THRESHOLD, 1 << 30) && kept);
 #else
     Py_RETURN_FALSE;

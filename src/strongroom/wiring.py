@@ -665,11 +665,14 @@ def _runner(
 
 def artefact_writer(
     content: str, table: SourceTable | None, database: str | None
-) -> tuple[Callable[[SnapshotReader, Callable[[bytes], object]], object] | None, dict[str, str]]:
+) -> tuple[
+    Callable[[SnapshotReader, Callable[[bytes | bytearray | memoryview], object]], object] | None,
+    dict[str, str],
+]:
     """What writes the content of a database's artefact (None for files), and versions to name."""
     from importlib.metadata import version  # noqa: PLC0415
 
-    tools = {"zlib-ng": version("zlib-ng")}
+    tools = {name: version(name) for name in ("isal", "zlib-ng")}
     if content == "tar":
         return None, tools
     from strongroom.postgres.clients import Clients  # noqa: PLC0415

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import random
 import shutil
 import subprocess
 import tarfile
@@ -17,7 +18,7 @@ from hypothesis import strategies as st
 
 import rooms
 from artefacts.conftest import FILES, Desk
-from strongroom.artefacts.gzipping import BLOCK, GzipReader, GzipWriter
+from strongroom.artefacts.gzipping import BLOCK, GzipReader, GzipWriter, _quick_is_near
 from strongroom.artefacts.sealing import (
     AgeReader,
     AgeWriter,
@@ -64,6 +65,30 @@ def test_sizes_around_a_block(size: int) -> None:
     data = zipped(plain)
     assert subprocess.run(["gunzip"], check=False, input=data, capture_output=True).stdout == plain
     assert drained(GzipReader(io.BytesIO(data).read).read) == plain
+
+
+def test_every_kind_of_block_is_near_to_gzip() -> None:
+    """One after the other in one stream, so that each looks back into another library's block."""
+    chance = random.Random(7)
+    actions = (b"publish", b"rank", b"render", b"retry", b"review")
+    rows = b"".join(
+        b'{"action": "%s", "target": "https://cdn.stakazo.example/clips/%d/master.m3u8", '
+        b'"score": 0.%d, "ok": true}, '
+        % (chance.choice(actions), chance.randrange(10**6), chance.randrange(1000))
+        for _ in range(15_000)
+    )
+    prose = b"".join(path.read_bytes() for path in sorted(Path(__file__).parent.rglob("*.py")))
+    noise = rooms.noise("block", 2 * BLOCK)
+    for plain in (noise, rows, prose, noise[: BLOCK // 3] + rows + prose + noise + rows):
+        data = zipped(plain)
+        gunzip = subprocess.run(["gunzip"], check=False, input=data, capture_output=True)
+        assert gunzip.stdout == plain
+        gzip = subprocess.run(["gzip", "-6"], check=False, input=plain, capture_output=True)
+        assert len(data) < 1.1 * len(gzip.stdout)
+    with memoryview(noise[:BLOCK]) as block:
+        assert _quick_is_near(block)
+    with memoryview(rows[:BLOCK]) as block:
+        assert not _quick_is_near(block)
 
 
 def test_members_are_one_and_rubbish_is_refused() -> None:

@@ -30,7 +30,7 @@ from strongroom.artefacts.sealing import (
 )
 from strongroom.errors import AlreadyExists, StorageFull, StrongroomError
 
-Out = Callable[[bytes], object]
+Out = Callable[[bytes | bytearray | memoryview], object]
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +48,7 @@ class Counting:
     def __init__(self, out: Out) -> None:
         self._out, self._hash, self._size = out, hashlib.sha256(), 0
 
-    def write(self, data: bytes) -> None:
+    def write(self, data: bytes | bytearray | memoryview) -> None:
         """Count and hand on."""
         self._hash.update(data)
         self._size += len(data)
@@ -231,7 +231,7 @@ class _Part:
         self._fd = os.open(self.path, flags, 0o600)
         self._settled = False
 
-    def write(self, data: bytes | memoryview) -> None:
+    def write(self, data: bytes | bytearray | memoryview) -> None:
         view = memoryview(data)
         while view:
             view = view[os.write(self._fd, view) :]

@@ -30,7 +30,7 @@ MAGIC = b"Salted__"
 _BLOCK = 16
 _READ = 256 * 1024
 
-Out = Callable[[bytes], object]
+Out = Callable[[bytes | bytearray | memoryview], object]
 Read = Callable[[int], bytes]
 
 
@@ -73,7 +73,7 @@ class OpensslWriter:
         self._size = 0
         out(MAGIC + salt)
 
-    def write(self, data: bytes) -> None:
+    def write(self, data: bytes | bytearray | memoryview) -> None:
         """Encrypt and hand on."""
         self._size += len(data)
         self._out(self._engine.update(data))
@@ -207,7 +207,7 @@ class AgeWriter:
         self._thread = threading.Thread(target=work, name="age", daemon=True)
         self._thread.start()
 
-    def write(self, data: bytes) -> None:
+    def write(self, data: bytes | bytearray | memoryview) -> None:
         """Hand on."""
         try:
             self._pipe.write(data)

@@ -8,7 +8,7 @@ The archive of a snapshot is the same bytes each time.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from functools import lru_cache
 
 from strongroom.format.tree import Entry, Kind
@@ -16,7 +16,8 @@ from strongroom.progress import Progress
 from strongroom.repository.ports import Problem, SnapshotReader
 
 BLOCK = 512
-_MANY = 4 * 1024 * 1024  # handed on at once
+_MANY = 1024 * 1024  # handed on at once
+_ZEROS = memoryview(bytes(_MANY))
 _TYPES = {
     Kind.FILE: b"0",
     Kind.STREAM: b"0",
@@ -29,14 +30,14 @@ _TYPES = {
 }
 _OCTAL_7, _OCTAL_11 = 8**7, 8**11
 
-Out = Callable[[bytes], object]
+Out = Callable[[bytes | bytearray | memoryview], object]
 
 
 def write_tar(snapshot: SnapshotReader, out: Out, *, progress: Progress) -> list[Problem]:
     """Write every entry of a snapshot; return what a tar cannot hold. Damaged when content is."""
     problems: list[Problem] = []
     later: list[Entry] = []
-    gather = bytearray()
+    gather = _Gather(out)
 
     def wanted() -> Iterator[Entry]:
         for entry in snapshot.entries():
@@ -49,70 +50,64 @@ def write_tar(snapshot: SnapshotReader, out: Out, *, progress: Progress) -> list
                 yield entry
 
     for entry, pieces in snapshot.contents(wanted()):
-        gather += header(entry)
+        gather.add(header(entry))
         if entry.kind in (Kind.FILE, Kind.STREAM):
-            _content(entry, pieces, gather, out)
+            at = 0
+            for start, piece in pieces:
+                gather.zeros(start - at)
+                gather.add(piece)
+                at = start + len(piece)
+            gather.zeros(entry.size - at + -entry.size % BLOCK)
             progress.advance(size=entry.size, files=1)
-        if len(gather) >= _MANY:
-            out(bytes(gather))
-            gather.clear()
     for entry in later:
-        gather += header(entry)
-    gather += bytes(2 * BLOCK)
-    out(bytes(gather))
+        gather.add(header(entry))
+    gather.zeros(2 * BLOCK)
+    gather.flush()
     return problems
 
 
-def _content(
-    entry: Entry, pieces: Iterator[tuple[int, memoryview]], gather: bytearray, out: Out
-) -> None:
-    at = 0
-    for start, piece in pieces:
-        _zeros(start - at, gather, out)
-        gather += piece
-        at = start + len(piece)
-        if len(gather) >= _MANY:
-            out(bytes(gather))
-            gather.clear()
-    _zeros(entry.size - at + -entry.size % BLOCK, gather, out)
+class _Gather:
+    """Hands on many bytes at once."""
 
+    def __init__(self, out: Out) -> None:
+        self._out, self._held = out, bytearray()
 
-def _zeros(count: int, gather: bytearray, out: Out) -> None:
-    while count > 0:
-        some = min(count, _MANY)
-        gather += bytes(some)
-        count -= some
-        if len(gather) >= _MANY:
-            out(bytes(gather))
-            gather.clear()
+    def add(self, data: bytes | memoryview) -> None:
+        self._held += data
+        if len(self._held) >= _MANY:
+            self.flush()
+
+    def zeros(self, count: int) -> None:
+        while count > 0:
+            self.add(_ZEROS[:count])
+            count -= len(_ZEROS)
+
+    def flush(self) -> None:
+        held, self._held = self._held, bytearray()
+        self._out(held)
 
 
 def header(entry: Entry) -> bytes:
     """The blocks in front of an entry's content: pax records where needed, and the ustar header."""
     records: list[tuple[bytes, bytes]] = []
-    path = entry.path or b"."
-    if entry.kind is Kind.DIRECTORY:
+    path, kind = entry.path or b".", entry.kind
+    if kind is Kind.DIRECTORY:
         path += b"/"
-    prefix, name = _split(path)
+    prefix, name = (b"", path) if len(path) <= 100 else _split(path)
     if not name:
         records.append((b"path", path))
-        prefix, name = b"", path[:100]
+        name = path[:100]
     link = b""
-    if entry.kind in (Kind.SYMLINK, Kind.HARDLINK):
+    if kind in (Kind.SYMLINK, Kind.HARDLINK):
         link = entry.target
         if len(link) > 100:
             records.append((b"linkpath", link))
             link = link[:100]
-    size = entry.size if entry.kind in (Kind.FILE, Kind.STREAM) else 0
-    numbers: list[int] = []
-    for key, value, limit in (
-        (b"uid", entry.uid, _OCTAL_7),
-        (b"gid", entry.gid, _OCTAL_7),
-        (b"size", size, _OCTAL_11),
-    ):
-        if value >= limit:
-            records.append((key, b"%d" % value))
-        numbers.append(value if value < limit else 0)
+    uid = _number(b"uid", entry.uid, _OCTAL_7, records)
+    gid = _number(b"gid", entry.gid, _OCTAL_7, records)
+    size = 0
+    if kind in (Kind.FILE, Kind.STREAM):
+        size = _number(b"size", entry.size, _OCTAL_11, records)
     seconds, rest = divmod(entry.mtime_ns, 1_000_000_000)
     if rest or not 0 <= seconds < _OCTAL_11:
         records.append((b"mtime", _decimal(entry.mtime_ns)))
@@ -121,28 +116,26 @@ def header(entry: Entry) -> bytes:
         # As GNU tar writes them: a `=` would end the key.
         escaped = attribute.replace(b"%", b"%25").replace(b"=", b"%3D")
         records.append((b"SCHILY.xattr." + escaped, text))
-    if any(not _is_utf8(text) for key, text in records if key in (b"path", b"linkpath")):
+    if any(key in (b"path", b"linkpath") and not _is_utf8(text) for key, text in records):
         records.insert(0, (b"hdrcharset", b"BINARY"))
-    major, minor = (os.major(entry.rdev) % _OCTAL_7, os.minor(entry.rdev) % _OCTAL_7)
-    main = _block(
-        name, prefix, link, _TYPES[entry.kind], entry.mode, numbers, seconds, major, minor
-    )
+    owner = _owner(entry.mode, uid, gid)
+    main = _block(name, owner, size, seconds, _rest(_TYPES[kind], link, entry.rdev, prefix))
     if not records:
         return main
-    body = b"".join(_record(key, value) for key, value in records)
-    return _front(len(body)) + body + bytes(-len(body) % BLOCK) + main
+    body = b"".join([_record(key, value) for key, value in records])
+    return b"".join((_front(len(body)), body, bytes(-len(body) % BLOCK), main))
 
 
-@lru_cache(256)
-def _front(size: int) -> bytes:
-    """The header of pax records that are `size` bytes: the same for most entries."""
-    return _block(b"././@PaxHeader", b"", b"", b"x", 0o644, (0, 0, size), 0, 0, 0)
+def _number(key: bytes, value: int, limit: int, records: list[tuple[bytes, bytes]]) -> int:
+    """A number as its field takes it: what does not fit stands in a record."""
+    if value < limit:
+        return value
+    records.append((key, b"%d" % value))
+    return 0
 
 
 def _split(path: bytes) -> tuple[bytes, bytes]:
-    """A path as (prefix, name) of a ustar header; no name when it does not fit."""
-    if len(path) <= 100:
-        return b"", path
+    """A long path as (prefix, name) of a ustar header; no name when it does not fit."""
     if len(path) <= 256:
         cut = path.rfind(b"/", 0, min(156, len(path) - 1))
         if cut > 0 and len(path) - cut - 1 <= 100:
@@ -150,33 +143,41 @@ def _split(path: bytes) -> tuple[bytes, bytes]:
     return b"", b""
 
 
-def _block(
-    name: bytes,
-    prefix: bytes,
-    link: bytes,
-    kind: bytes,
-    mode: int,
-    numbers: Sequence[int],
-    mtime: int,
-    major: int,
-    minor: int,
-) -> bytes:
-    uid, gid, size = numbers
-    block = b"%s%07o\0%07o\0%07o\0%011o\0%011o\0        %s%sustar\00000%s%07o\0%07o\0%s" % (
-        name.ljust(100, b"\0"),
-        mode,
-        uid,
-        gid,
-        size,
-        mtime,
+# Three parts of a header are the same for many entries; their sums of bytes are kept with them.
+_Part = tuple[bytes, int]
+
+
+@lru_cache(256)
+def _front(size: int) -> bytes:
+    """The header of pax records that are `size` bytes."""
+    return _block(b"././@PaxHeader", _owner(0o644, 0, 0), size, 0, _rest(b"x", b"", 0, b""))
+
+
+@lru_cache(1024)
+def _owner(mode: int, uid: int, gid: int) -> _Part:
+    part = b"%07o\0%07o\0%07o\0" % (mode, uid, gid)
+    return part, sum(part)
+
+
+@lru_cache(1024)
+def _rest(kind: bytes, link: bytes, rdev: int, prefix: bytes) -> _Part:
+    """What stands behind the checksum."""
+    part = b"%s%sustar\00000%s%07o\0%07o\0%s" % (
         kind,
         link.ljust(100, b"\0"),
         bytes(64),
-        major,
-        minor,
+        os.major(rdev) % _OCTAL_7,
+        os.minor(rdev) % _OCTAL_7,
         prefix.ljust(167, b"\0"),
     )
-    return block[:148] + b"%06o\0 " % sum(block) + block[156:]
+    return part, sum(part)
+
+
+def _block(name: bytes, owner: _Part, size: int, mtime: int, rest: _Part) -> bytes:
+    numbers = b"%011o\0%011o\0" % (size, mtime)
+    # Eight spaces stand for the checksum itself.
+    total = sum(name) + owner[1] + sum(numbers) + 8 * 32 + rest[1]
+    return b"%s%s%s%06o\0 %s" % (name.ljust(100, b"\0"), owner[0], numbers, total, rest[0])
 
 
 def _record(key: bytes, value: bytes) -> bytes:

@@ -29,7 +29,7 @@ from strongroom.repository.catalogue import Snapshot
 from strongroom.repository.ports import Problem, SnapshotReader
 from strongroom.repository.repository import Repository
 
-Out = Callable[[bytes], object]
+Out = Callable[[bytes | bytearray | memoryview], object]
 Writer = Callable[[SnapshotReader, Out], object]
 
 
@@ -114,7 +114,7 @@ def export(
             problems.extend(write_tar(reader, out, progress=progress))
             return
 
-        def counted(data: bytes) -> None:
+        def counted(data: bytes | bytearray | memoryview) -> None:
             out(data)
             progress.advance(size=len(data))
 

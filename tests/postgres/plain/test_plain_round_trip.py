@@ -55,7 +55,7 @@ def test_a_snapshot_is_written_as_plain_sql(
     kept = DoubleKeeper().keep(LogicalSource("db", server.dsn_for(zoo), jobs=4))
     assert len(list(kept.snapshot.entries())) > 4
     pieces: list[bytes] = []
-    size = write_plain(kept.snapshot, pieces.append)
+    size = write_plain(kept.snapshot, lambda piece: pieces.append(bytes(piece)))
     script = b"".join(pieces)
     assert size == len(script)
     lines = [line for line in script.splitlines() if line.startswith(b"\\")]

@@ -27,7 +27,8 @@ from strongroom.postgres.server import Conninfo
 from strongroom.progress import Progress, Silent
 from strongroom.repository.ports import SnapshotReader
 
-Out = Callable[[bytes], object]
+Piece = bytes | bytearray | memoryview
+Out = Callable[[Piece], object]  # what it is given may be used again on return
 _STEP = 1 << 20
 # Where pg_restore's head and foot must have ended; they are a few hundred bytes.
 _HEAD, _FOOT = 8192, 4096
@@ -71,7 +72,7 @@ def write_plain(
     key = secrets.token_hex(32)
     written = 0
 
-    def write(piece: bytes) -> None:
+    def write(piece: Piece) -> None:
         nonlocal written
         written += len(piece)
         out(piece)
@@ -232,44 +233,50 @@ def _whole(
 
 def _pass(tool: Tool, write: Out, head_for: Callable[[bytes], bytes]) -> None:
     """Pass a part of the script on, without its own head and foot."""
-    window = bytearray(_STEP)
+    # The foot must be known as such, so that as much as it may be always stays behind.
+    window = bytearray(_STEP + _FOOT)
     view = memoryview(window)
-    held = b""
+    held = 0
     begun = False
-    while taken := tool.readinto(view):
-        held += bytes(view[:taken])
+    while taken := tool.readinto(view[held:]):
+        held += taken
         if not begun:
-            if len(held) < _HEAD:
+            if held < _HEAD:
                 continue
-            held, begun = _without_head(held, head_for, write), True
-        if len(held) > _FOOT:
-            write(held[:-_FOOT])
-            held = held[-_FOOT:]
+            rest, begun = _without_head(window[:held], head_for, write), True
+            held = len(rest)
+            view[:held] = rest
+        if held > _FOOT:
+            done = held - _FOOT
+            write(view[:done])
+            view[:_FOOT] = window[done:held]
+            held = _FOOT
     if not begun:
         if not held:
             return  # it failed, and its exit status says so
-        held = _without_head(held, head_for, write)
-    write(_without_foot(held))
+        write(_without_foot(_without_head(window[:held], head_for, write)))
+    else:
+        write(_without_foot(window[:held]))
 
 
-def _without_head(text: bytes, head_for: Callable[[bytes], bytes], write: Out) -> bytes:
+def _without_head(text: bytearray, head_for: Callable[[bytes], bytes], write: Out) -> bytearray:
     """Cut the head off: comments, the `\\restrict`, the settings, which are the same in each part."""
     end = text.find(_LAST_SETTING, 0, _HEAD)
     if not text.startswith(_BEGIN) or end < 0:
         raise StrongroomError("pg_restore wrote a script that does not begin as one.")
     end += len(_LAST_SETTING)
-    head = text[:end]
+    head = bytes(text[:end])
     if text[end : end + 1] == b"\n":
         end += 1
     write(head_for(head))
     return text[end:]
 
 
-def _without_foot(text: bytes) -> bytes:
-    text = _UNRESTRICT.sub(b"", text)
-    if not text.endswith(_COMPLETE):
+def _without_foot(text: bytearray) -> bytes:
+    script = _UNRESTRICT.sub(b"", bytes(text))
+    if not script.endswith(_COMPLETE):
         raise StrongroomError("pg_restore wrote a script that does not end as one.")
-    return text[: -len(_COMPLETE)]
+    return script[: -len(_COMPLETE)]
 
 
 def _begun(head: bytes, key: str, parts: _Parts) -> bytes:
