@@ -619,7 +619,7 @@ class Checker:
         index, view = group.index, memoryview(data)
         bad = _Bad(group, np.zeros_like(rows), np.zeros_like(rows))
         keyset = self._repository.keys.current
-        kinds = (b"tree", b"extents") if tree else (b"data", b"page")
+        kinds = (b"tree", b"extents") if tree else (b"data",)
         keys = [keysets.chunk_key(keyset.id_key, kind) for kind in kinds]
         for row in np.flatnonzero(rows).tolist():
             place = index.place(row)
