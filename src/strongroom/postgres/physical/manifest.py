@@ -64,17 +64,14 @@ class Manifest:
 
     def encode(self) -> bytes:
         """The bytes of backup_manifest."""
-        parts = ['{ "PostgreSQL-Backup-Manifest-Version": %d,\n' % (1 if self._first else 2)]
+        version = 1 if self.system_id is None else 2
+        parts = [f'{{ "PostgreSQL-Backup-Manifest-Version": {version},\n']
         if self.system_id is not None:
             parts.append(f'"System-Identifier": {self.system_id},\n')
         parts += ['"Files": [', *_lines(map(_file_line, self.files)), "\n],\n"]
         parts += ['"WAL-Ranges": [', *_lines(map(_range_line, self.ranges)), "\n],\n"]
         body = "".join(parts).encode()
         return body + b'"Manifest-Checksum": "%s"}\n' % hashlib.sha256(body).hexdigest().encode()
-
-    @property
-    def _first(self) -> bool:
-        return self.system_id is None
 
     @classmethod
     def parse(cls, text: bytes) -> Manifest:
