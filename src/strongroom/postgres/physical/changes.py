@@ -9,7 +9,8 @@ backup. All else, free space maps first of all (trap 16), is read every time. Wh
 *   A key is kept only if it is older by MARGIN than the moment at which pg_backup_start was called
     (trap 14, the tick of the file system's clock; the coarsest in use is 2 s). The checkpoint of
     pg_backup_start waits for every write that had begun, so that a write which set its time before
-    and came late with its bytes, has come before the file was read.
+    and came late with its bytes, has come before the file was read. On a standby there may be no
+    checkpoint to wait for: MARGIN_STANDBY instead, longer than a write hangs.
 *   A crash of the machine may keep bytes and lose the time they were written at: another boot, and
     nothing is believed. The same for another host.
 *   A clock that was set back could give the same time again: the wall clock is compared with the
