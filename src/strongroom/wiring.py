@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from strongroom.operations.runbook_database import DatabaseRunbook
     from strongroom.operations.runbook_vault import VaultRunbook
     from strongroom.postgres.logical.source import LogicalSource
+    from strongroom.postgres.physical.local import LocalSource
     from strongroom.postgres.rights import Rights
     from strongroom.repository.catalogue import Snapshot
     from strongroom.repository.ports import Sink, SnapshotReader, Source
@@ -181,6 +182,8 @@ def make_source(
         return _remote_source(name, table, repository, cache_dir, program)
     if isinstance(table, FilesTable):
         return _file_source(name, table, repository, cache_dir)
+    if table.method == "physical":
+        return _cluster_source(name, table, repository, cache_dir, environ, jobs)
     return _database_source(name, table, environ, jobs)
 
 
@@ -259,6 +262,42 @@ def _database_source(
         global_objects=table.globals,
         role_passwords=table.role_passwords,
         unlogged=table.unlogged,
+    )
+
+
+def _cluster_source(
+    name: str,
+    table: PostgresTable,
+    repository: Repository | None,
+    cache_dir: str | None,
+    environ: Mapping[str, str],
+    jobs: int | None,
+) -> LocalSource:
+    from strongroom.postgres.physical.local import LocalSource, is_local  # noqa: PLC0415
+
+    password = _text(table.password, environ)
+    here = table.via == "local" or (
+        table.via is None
+        and is_local(table.dsn, password=password, data_directory=table.data_directory)
+    )
+    if not here:
+        raise ConfigError(
+            f"The cluster of source {name} cannot be read here, and by stream is not possible yet.",
+            do="Run on the database's host, as the account of the server or as root.",
+        )
+    folder = None
+    if repository is not None and cache_dir is not None:
+        folder = os.path.join(cache_dir, repository.identity.id.hex())
+        _make_private(folder)
+    return LocalSource(
+        name,
+        table.dsn,
+        password=password,
+        data_directory=table.data_directory,
+        external=table.external,
+        jobs=jobs or table.jobs,
+        cache_dir=None if folder is None else os.fsencode(folder),
+        repository="" if repository is None else repository.identity.id.hex(),
     )
 
 
@@ -363,6 +402,8 @@ def probe_source(
             exclude=[os.fsencode(pattern) for pattern in table.exclude],
             one_file_system=table.one_file_system,
         )
+    if table.method == "physical":
+        return _cluster_source(name, table, None, None, environ, None).probe()
     return _database_source(name, table, environ, None).probe()
 
 

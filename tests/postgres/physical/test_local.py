@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import psycopg
+
 from postgres.physical.tools import Restored, Room, content
 from strongroom.postgres.embedded import EmbeddedServer
 

@@ -69,6 +69,21 @@ def find_data_directory(told: str | None, configured: str | None) -> bytes:
     return os.path.realpath(os.fsencode(chosen))
 
 
+def is_local(dsn: str, *, password: str | None = None, data_directory: str | None = None) -> bool:
+    """Can the cluster that `dsn` leads to be read here? Raises what connecting raises."""
+    with Bracket(Conninfo.parse(dsn, password=password)) as bracket:
+        told = data_directory or bracket.settings().get("data_directory")
+        if not told:
+            return False
+        try:
+            directory = os.path.realpath(os.fsencode(told))
+            control, _ = read_control(directory)
+            _check_same(directory, control, bracket)
+        except Refused:
+            return False
+    return True
+
+
 @dataclass
 class _Run:
     """What the threads of one backup share."""
@@ -620,4 +635,4 @@ def _check_same(directory: bytes, control: ControlFile, bracket: Bracket) -> Non
         )
 
 
-__all__ = ["LocalSource", "find_data_directory", "read_control"]
+__all__ = ["LocalSource", "find_data_directory", "is_local", "read_control"]
