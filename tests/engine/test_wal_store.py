@@ -11,7 +11,8 @@ from datetime import UTC, datetime
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from rooms import BIRTH, new_room, noise, open_room, reader_keys, writer_keys
+from reference_pruner import Pruner
+from rooms import BIRTH, new_room, noise, open_room, reader_keys, take, writer_keys
 from strongroom.errors import (
     Damaged,
     KeyRefused,
@@ -24,6 +25,9 @@ from strongroom.format import keyset as keysets
 from strongroom.format.frame import FRAME_SIZE
 from strongroom.format.keyset import Keyset
 from strongroom.format.wal import Fork, RestorePoint, SegmentFacts
+from strongroom.operations.stats import stats
+from strongroom.progress import Silent
+from strongroom.repository.check import Checker
 from strongroom.repository.keyring import Keyring
 from strongroom.repository.repository import Repository
 from strongroom.repository.wal import Put, WalStore
@@ -427,3 +431,24 @@ def test_keys_of_the_next_epoch(storage: MemoryStorage) -> None:
     room.keys = Keyring({2: next_epoch()})
     with pytest.raises(KeyRefused):
         WalStore(room).get(SYSTEM, FIRST)
+
+
+def test_a_prune_leaves_the_wal_alone_and_stats_count_it(
+    store: WalStore, storage: MemoryStorage
+) -> None:
+    store.put(SYSTEM, FIRST, segment("one"))
+    store.put(SYSTEM, name(2), segment("two"))
+    store.summarise(SYSTEM, 1, least=1)
+    store.bind("db", SYSTEM)
+    room = open_room(storage, "prune")
+    take(room, "vault", {b"a": b"a"})
+    before = {one: data for one, data in storage.objects.items() if one.startswith("wal/")}
+    Pruner(room).run()
+    assert {one: data for one, data in storage.objects.items() if one.startswith("wal/")} == before
+    assert Checker(room, progress=Silent()).run(3).notes == []
+    counted = stats(room)
+    files = [
+        len(data) for one, data in before.items() if one.rsplit("/", 1)[-1] in (FIRST, name(2))
+    ]
+    assert (counted.wal_files, counted.wal_size) == (2, sum(files))
+    assert counted.objects["wal"] == 4

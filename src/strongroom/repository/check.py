@@ -6,8 +6,9 @@
     L3   every frame is opened and the id of every chunk in it recomputed
 
 L1's trees and L3 need a reader's key; with a writer's they are left out and
-said to be. The WAL is looked at too (`check_wal.py`). A finding names the object, the reason, and the snapshots and files
-that do not restore because of it; damage that hurts nobody is said to hurt nobody.
+said to be. The WAL is looked at too (`check_wal.py`). A finding names the object,
+the reason, and the snapshots and files that do not restore because of it; damage
+that hurts nobody is said to hurt nobody.
 
 What cannot be reached is no finding: nobody knows whether it is damaged. It is told apart, and
 when the store itself stops to answer, so does the check.

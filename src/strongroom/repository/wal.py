@@ -45,6 +45,7 @@ from strongroom.format.wal import (
     parse_history,
 )
 from strongroom.format.walfile import Conflict, Gap, Opened, WalFile, WalHead
+from strongroom.repository.catalogue import INDEX_PAD
 from strongroom.repository.repository import Repository
 from strongroom.repository.session import seal_session_key
 from strongroom.repository.signing import open_document, sign_document
@@ -514,7 +515,7 @@ class WalStore:
         place = walfile.folder(system_id, timeline)
         name = f"{place}summaries/{files[0].name}-{files[-1].name}-{token}"
         body = {"files": [each.row() for each in files]}
-        sealed = self._sealed(record.WAL_SUMMARY, name, body, pad=4096)
+        sealed = self._sealed(record.WAL_SUMMARY, name, body, pad=INDEX_PAD)
         self._storage.put(name, sealed, if_absent=True)
 
 
