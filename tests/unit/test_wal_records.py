@@ -178,7 +178,7 @@ def test_a_record_that_ends_with_the_segment_carries_nothing() -> None:
 def broken_off(log: Log, lost: int) -> None:
     """Lose the log from `lost` on, as a crash does, and go on as recovery does from version 14 on."""
     del log.data[lost - log.base :]
-    log.previous = max(start for start, end, *_ in log.records if end <= lost)
+    log.previous = max((start for start, end, *_ in log.records if end <= lost), default=0)
     log.info = 8
     body = main_data(struct.pack("<Qq", log.records[-1][0], 0))
     log.record(XLOG, made.OVERWRITE, 0, body)
@@ -448,14 +448,14 @@ def test_both_agree_on_logs_with_lies_in_them(what, lies, forged, cut) -> None:
     version, page, ops = what
     log = Log(version, page=page)
     play(log, ops)
-    for state in (b"", forged):
+    for given_state in (b"", forged):
+        state = given_state
         for name, whole in zip(names(log), log.segments(), strict=True):
             data = bytearray(whole)
             written = max(1, min(len(data), log.at - name.start))
-            for at, new in lies:
-                at %= written
-                data[at : at + len(new)] = new
-            state = alike(bytes(data[:cut]), name.start, state)[4]
+            for where, new in lies:
+                data[where % written : where % written + len(new)] = new
+            *_, state = alike(bytes(data[:cut]), name.start, state)
 
 
 @compiled_only
