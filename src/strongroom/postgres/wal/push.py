@@ -8,21 +8,21 @@ name, and with what the source has in the repository.
 
 from __future__ import annotations
 
-import struct
 import threading
-from collections.abc import Callable
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
-from strongroom.errors import Refused, UsageError
-from strongroom.format.wal import SegmentFacts, SegmentName, WalKind, kind_of, parse_history
+from strongroom.errors import Refused, StrongroomError, UsageError
+from strongroom.format.wal import SegmentName, WalKind, kind_of, parse_history
 from strongroom.postgres.physical.control import ControlFile
 from strongroom.postgres.wal.directory import DataDirectory
+from strongroom.postgres.wal.records import Carry, read_header, scan_segment
 from strongroom.repository.wal import Put, WalStore
 
 SMALL = 1024 * 1024  # bytes; history and label files have some hundred
-_LONG_HEADER = struct.Struct("<HHIQIxxxxQII")
-_LONG = 2
-MAGICS = {0xD106: 13, 0xD10D: 14, 0xD110: 15, 0xD113: 16, 0xD116: 17, 0xD118: 18}
+_CARRIES = 256  # what so many segments left to the next one is kept
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +53,7 @@ class Pusher:
         self._store, self._accept = store, accept_system
         self._known: set[tuple[str, int]] = set()
         self._lock = threading.Lock()
+        self._carries = _Carries()
 
     def push(self, directory: DataDirectory, path: str, source: str) -> Pushed:
         """Take the file at `path` in a data directory; durable when this returns."""
@@ -61,9 +62,13 @@ class Pusher:
         control = directory.control()
         self._check_source(source, control.system_id)
         if kind in (WalKind.SEGMENT, WalKind.PARTIAL):
-            data = directory.read(path, control.wal_segment_size)
-            _check_segment(name, data, control, directory.major())
-            facts = self._facts(directory, path, name, data, control)
+            segment = _segment(name, control)
+            with self._carries.of(control.system_id, segment, kind) as leave:
+                data = directory.read(path, control.wal_segment_size)
+                _check_segment(name, data, control, directory.major())
+                before = self._before(directory, path, control, segment)
+                facts, carry = scan_segment(data, segment, before)
+                leave(carry)
         else:
             data = directory.read(path, SMALL)
             _check_small(name, kind, data)
@@ -71,10 +76,23 @@ class Pusher:
         put = self._store.put(control.system_id, name, memoryview(data), facts=facts)
         return Pushed(name, put)
 
-    def _facts(
-        self, directory: DataDirectory, path: str, name: str, data: bytes, control: ControlFile
-    ) -> SegmentFacts | None:
-        return None
+    def _before(
+        self, directory: DataDirectory, path: str, control: ControlFile, segment: SegmentName
+    ) -> Carry | None:
+        """What the segment before left to this one; that is read again where nobody has seen it."""
+        if not segment.number:
+            return None
+        earlier = SegmentName(segment.timeline, segment.number - 1, segment.size)
+        known, carry = self._carries.left_by(control.system_id, earlier)
+        if known:
+            return carry
+        folder, slash, _ = path.rpartition("/")
+        try:
+            data = directory.read(f"{folder}{slash}{earlier}", segment.size)
+            _check_segment(str(earlier), data, control, directory.major())
+        except StrongroomError:  # removed or recycled by now
+            return None
+        return scan_segment(data, earlier)[1]
 
     def _check_source(self, source: str, system_id: int) -> None:
         """A source is one system, until somebody says that it has become another one."""
@@ -97,23 +115,76 @@ class Pusher:
             self._known.add((source, system_id))
 
 
+class _Carries:
+    """What segments leave to the next ones, while several of them are read side by side."""
+
+    def __init__(self) -> None:
+        self._left: OrderedDict[tuple[int, str], Carry | None] = OrderedDict()
+        self._reading: set[tuple[int, str]] = set()
+        self._changed = threading.Condition()
+
+    @contextmanager
+    def of(
+        self, system_id: int, segment: SegmentName, kind: WalKind
+    ) -> Iterator[Callable[[Carry | None], None]]:
+        """While a segment is read; the call that is yielded tells what it leaves."""
+        key = system_id, str(segment)
+        whole = kind is WalKind.SEGMENT
+
+        def leave(carry: Carry | None) -> None:
+            if whole:
+                with self._changed:
+                    self._left[key] = carry
+                    while len(self._left) > _CARRIES:
+                        self._left.popitem(last=False)
+
+        with self._changed:
+            if whole:
+                self._reading.add(key)
+        try:
+            yield leave
+        finally:
+            with self._changed:
+                self._reading.discard(key)
+                self._changed.notify_all()
+
+    def left_by(self, system_id: int, segment: SegmentName) -> tuple[bool, Carry | None]:
+        """Whether it is known what a segment left, and what; waits for one that is being read."""
+        key = system_id, str(segment)
+        with self._changed:
+            self._changed.wait_for(lambda: key in self._left or key not in self._reading)
+            return key in self._left, self._left.get(key)
+
+
+def _segment(name: str, control: ControlFile) -> SegmentName:
+    try:
+        return SegmentName.parse(name, control.wal_segment_size)
+    except ValueError as fault:
+        raise _foreign(name, str(fault)) from None
+
+
 def _check_segment(name: str, data: bytes, control: ControlFile, major: int) -> None:
     size = control.wal_segment_size
     if len(data) != size:
         raise _foreign(name, f"it has {len(data):,} bytes; segments of this server have {size:,}")
-    magic, info, timeline, address, _, system_id, segment_size, _ = _LONG_HEADER.unpack_from(data)
-    segment = SegmentName.parse(name, size)
-    if not info & _LONG or MAGICS.get(magic, major) != major:
-        raise _foreign(name, f"it does not begin as WAL of PostgreSQL {major} does")
-    if system_id != control.system_id:
-        raise _foreign(name, f"it is of system {system_id}; this server is {control.system_id}")
-    if segment_size != size:
-        raise _foreign(name, f"it was written with segments of {segment_size:,} bytes")
-    if address != segment.start:
+    try:
+        header = read_header(data)
+    except ValueError as fault:
+        raise _foreign(name, str(fault)) from None
+    segment = _segment(name, control)
+    if header.system_id != control.system_id:
+        raise _foreign(
+            name, f"it is of system {header.system_id}; this server is {control.system_id}"
+        )
+    if header.major != major:
+        raise _foreign(name, f"it was written by PostgreSQL {header.major}; this is {major}")
+    if header.segment_size != size:
+        raise _foreign(name, f"it was written with segments of {header.segment_size:,} bytes")
+    if header.start != segment.start:
         raise _foreign(name, "its first page belongs elsewhere in the log")
     # The first segment of a timeline begins with a copy of its parent's: an older one is right.
-    if not 0 < timeline <= segment.timeline:
-        raise _foreign(name, f"its first page is of timeline {timeline}")
+    if not 0 < header.timeline <= segment.timeline:
+        raise _foreign(name, f"its first page is of timeline {header.timeline}")
 
 
 def _check_small(name: str, kind: WalKind, data: bytes) -> None:
