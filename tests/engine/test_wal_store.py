@@ -16,6 +16,7 @@ from rooms import BIRTH, new_room, noise, open_room, reader_keys, take, writer_k
 from strongroom.errors import (
     Damaged,
     KeyRefused,
+    NotFound,
     ObjectMissing,
     UsageError,
     WalConflict,
@@ -176,6 +177,16 @@ def test_absent_is_told_from_everything_else(store: WalStore) -> None:
     with pytest.raises(ObjectMissing):
         store.get(SYSTEM, FIRST)
     assert store.head(SYSTEM, FIRST) is None
+
+
+def test_a_repository_that_is_gone_is_not_a_file_that_is_absent(
+    store: WalStore, storage: MemoryStorage
+) -> None:
+    """A disk that was unmounted under a daemon, a bucket that was emptied."""
+    del storage.objects["strongroom.json"]
+    with pytest.raises(NotFound) as told:
+        store.get(SYSTEM, FIRST)
+    assert not isinstance(told.value, ObjectMissing)
 
 
 def test_a_file_does_not_stand_in_for_another(store: WalStore, storage: MemoryStorage) -> None:

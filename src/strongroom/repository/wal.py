@@ -45,6 +45,7 @@ from strongroom.format.wal import (
     parse_history,
 )
 from strongroom.format.walfile import Conflict, Gap, Opened, WalFile, WalHead
+from strongroom.repository import identity
 from strongroom.repository.catalogue import INDEX_PAD
 from strongroom.repository.repository import Repository
 from strongroom.repository.session import seal_session_key
@@ -131,7 +132,8 @@ class WalStore:
     def get(self, system_id: int, name: str) -> bytes:
         """Read a file, verified whole.
 
-        ObjectMissing when it is not there; KeyRefused for keys that only write.
+        ObjectMissing when it is not there and the repository is; KeyRefused for keys that only
+        write.
         """
         place = _object_name(system_id, name)
         if not self._keyset.reads:
@@ -140,7 +142,11 @@ class WalStore:
                 means="The repository is untouched; what is in it needs a reader's key.",
                 do="Open the repository with a reader's passphrase, key file or recovery code.",
             )
-        data = self._storage.get(place)
+        try:
+            data = self._storage.get(place)
+        except ObjectMissing:
+            identity.load(self._storage)  # NotFound: it is not the file alone that is not there
+            raise
         opened, head = self._whole(place, data)
         return self.open(place, opened, head, data)
 
