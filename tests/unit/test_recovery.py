@@ -171,7 +171,6 @@ def test_trap_49_a_backup_that_ended_after_the_fork_is_of_another_history() -> N
         "NO",
         "backup after: it ended at 0/719A89 of timeline 1, which timeline 2 had left at 0/501388",
         "note: timeline 1 holds this moment too, in another history: --timeline 1",
-        "after: 02:08:12.000000",
     ]
 
 
