@@ -12,7 +12,7 @@ from typing import Any
 import rooms
 from strongroom.format.tree import Entry, Kind
 from strongroom.operations.back_up import Report, back_up
-from strongroom.postgres.embedded import EmbeddedServer, find_server, service_account
+from strongroom.postgres.embedded import EmbeddedServer, Installation, find_server, service_account
 from strongroom.postgres.physical.facts import PhysicalFacts
 from strongroom.postgres.physical.local import LocalSource
 from strongroom.progress import Progress, Silent
@@ -139,7 +139,8 @@ class Restored(EmbeddedServer):
         self, original: EmbeddedServer, reader: SnapshotReader, archive: FolderArchive
     ) -> None:
         super().__init__(
-            original.installation,
+            # Where the original's account can reach it already: not another copy of the programs.
+            Installation(original.installation.version, original._bindir),
             durable=False,
             settings={
                 "archive_mode": "off",

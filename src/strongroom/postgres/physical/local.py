@@ -123,14 +123,16 @@ class _Run:
             return
         with self.lock:
             self.files.append((one.found, one.size, one.kept))
-            self.counts["shrunk"] += one.shrunk
+            if one.shrunk:
+                self.counts["shrunk"] += 1
         if self.written is not None and self.keeps(one.found) and not one.shrunk:
             self.written.add(one.found.path, one.kept)
 
     def same(self, found: FileFound, kept: Kept) -> None:
         """A file is as it was."""
         self.files.append((found, found.size, kept))
-        self.counts["unchanged"] += 1
+        if found.size:
+            self.counts["unchanged"] += 1
         self.progress.advance(size=found.size, files=1)
         if self.written is not None and self.keeps(found):
             self.written.add(found.path, kept)
