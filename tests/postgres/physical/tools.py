@@ -132,17 +132,26 @@ def write_out(reader: SnapshotReader, target: bytes, spaces: Mapping[str, bytes]
 class Restored(EmbeddedServer):
     """A server on a snapshot that was written out, to be entered; recovers with `archive`.
 
-    Tablespaces go below its own directory: the original's locations may be on this machine.
+    Tablespaces go below its own directory: the original's locations may be on this machine. As a
+    `standby` it follows the original, and does not end recovery by itself.
     """
 
     def __init__(
-        self, original: EmbeddedServer, reader: SnapshotReader, archive: FolderArchive
+        self,
+        original: EmbeddedServer,
+        reader: SnapshotReader,
+        archive: FolderArchive,
+        *,
+        standby: bool = False,
     ) -> None:
+        following = {"primary_conninfo": original.dsn_for("postgres", tcp=True)}
         super().__init__(
             # Where the original's account can reach it already: not another copy of the programs.
             Installation(original.installation.version, original._bindir),
             durable=False,
-            settings={
+            tcp=True,
+            settings=(following if standby else {})
+            | {
                 "archive_mode": "off",
                 "restore_command": f"cp {archive.folder}/%f %p",
                 "recovery_target_timeline": "latest",
@@ -161,7 +170,8 @@ class Restored(EmbeddedServer):
         if spaces:
             lines = [b"%s %s\n" % (oid.encode(), where) for oid, where in spaces.items()]
             Path(self.data_directory, "tablespace_map").write_bytes(b"".join(lines))
-        Path(self.data_directory, "recovery.signal").touch()
+        signal = "standby.signal" if standby else "recovery.signal"
+        Path(self.data_directory, signal).touch()
         self._configure()
         self._initialised = True
 
