@@ -31,14 +31,14 @@ SETTINGS = {
 }
 
 
-def cluster(major: int, **settings: str) -> EmbeddedServer:
+def cluster(major: int, *initdb: str, **settings: str) -> EmbeddedServer:
     """A cluster with checksums, to be entered."""
     return EmbeddedServer(
         find_server(major),
         tcp=True,
         durable=False,
         settings=SETTINGS | {"full_page_writes": "on"} | settings,
-        initdb=["--data-checksums"],
+        initdb=["--data-checksums", *initdb],
     )
 
 
