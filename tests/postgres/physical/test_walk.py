@@ -105,7 +105,7 @@ def test_trap_9_a_tablespace_that_is_dropped_meanwhile_is_recoverys_matter(
 
     def dropped(self: Walk, *given: object) -> None:
         real(self, *given)  # type: ignore[arg-type]
-        (data / "pg_tblspc" / "16400").unlink()
+        (data / "pg_tblspc" / "16400").unlink(missing_ok=True)
 
     monkeypatch.setattr(Walk, "_directory", dropped)
     listing, told = walk(data)
