@@ -20,7 +20,7 @@ import msgspec
 from strongroom.config.loading import SECRET_VARIABLES
 from strongroom.config.model import S3, Configuration, FilesTable, PostgresTable, SourceTable
 from strongroom.config.secrets import Secret, read_private, resolve
-from strongroom.errors import ConfigError, UsageError
+from strongroom.errors import ConfigError, StrongroomError, UsageError
 from strongroom.files.rclone.tool import check_remote, is_remote
 
 if TYPE_CHECKING:
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from strongroom.postgres.logical.source import LogicalSource
     from strongroom.postgres.physical.local import LocalSource
     from strongroom.postgres.rights import Rights
+    from strongroom.postgres.wal.daemon import Daemon
     from strongroom.repository.catalogue import Snapshot
     from strongroom.repository.ports import Sink, SnapshotReader, Source
     from strongroom.repository.repository import Repository
@@ -651,6 +652,54 @@ def _runner(
         run_command(argv, environ={**kept, **more}, cwd=cwd, tell=tell)
 
     return run
+
+
+# -- WAL ---------------------------------------------------------------------------------------
+
+
+def wal_sources(configuration: Configuration) -> dict[str, bool]:
+    """The configured databases; True for those that are backed up physically."""
+    return {
+        name: str(table.method) == "physical"
+        for name, table in configuration.source.items()
+        if isinstance(table, PostgresTable)
+    }
+
+
+def wal_daemon(
+    repository: Repository,
+    configuration: Configuration,
+    *,
+    path: str | None,
+    environ: Mapping[str, str],
+    ahead: int,
+    explain: Callable[[StrongroomError], str],
+    tell: Callable[[str], None],
+) -> Daemon:
+    """The daemon of one configuration, which was read from `path`."""
+    from strongroom.postgres.wal.ahead import FetchAhead, PushAhead  # noqa: PLC0415
+    from strongroom.postgres.wal.daemon import Daemon, OneConfiguration  # noqa: PLC0415
+    from strongroom.postgres.wal.fetch import Fetcher  # noqa: PLC0415
+    from strongroom.postgres.wal.push import Pusher  # noqa: PLC0415
+    from strongroom.repository.wal import WalStore  # noqa: PLC0415
+
+    store = WalStore(repository)
+    workers = max(2, configuration.jobs or os.cpu_count() or 2)
+    served = OneConfiguration(
+        path, environ.get("STRONGROOM_REPOSITORY", ""), wal_sources(configuration)
+    )
+    push = PushAhead(Pusher(store).push, workers=workers, window=ahead)
+    fetch = FetchAhead(store.get, workers=workers, window=ahead, limit=_WAL_KEPT)
+    return Daemon(
+        served,
+        push=push.push,
+        fetcher=Fetcher(store, get=fetch.get),
+        explain=explain,
+        tell=tell,
+    )
+
+
+_WAL_KEPT = 256 << 20  # bytes of segments that recovery will ask for next
 
 
 # -- artefacts ---------------------------------------------------------------------------------
