@@ -22,7 +22,7 @@ def copied(
 ) -> WalCopied:
     archive = archive or FolderArchive(tmp_path / "archive")
     copy = WalCopy(
-        archive, os.fsencode(tmp_path / "pg_wal"), system_id=7, segment_size=MIB,
+        archive, os.fsencode(tmp_path), system_id=7, segment_size=MIB,
         progress=Silent(), **how,  # type: ignore[arg-type]
     )  # fmt: skip
     return copy.run(2, start, stop)

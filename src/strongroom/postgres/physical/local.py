@@ -227,6 +227,8 @@ class LocalSource:
     def _take(self, bracket: Bracket, run: _Run) -> Taken:
         progress = run.progress
         directory, control = self._find(bracket)
+        if self._archive is not None:
+            self._archive.expect(control.system_id)
         kept = self._external_files(bracket, directory, run)
         boot, ahead, called = changes.clocks()
         progress.phase("waiting for a checkpoint")
@@ -376,7 +378,7 @@ class LocalSource:
         progress.phase("copying WAL")
         copy = WalCopy(
             self._archive,
-            os.path.join(directory, b"pg_wal"),
+            directory,
             system_id=control.system_id,
             segment_size=control.wal_segment_size,
             replayed=bracket.replayed if bracket.server.standby else None,
