@@ -5,17 +5,17 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import rooms
 from strongroom.format.tree import Entry, Kind
 from strongroom.operations.back_up import Report, back_up
-from strongroom.postgres.embedded import EmbeddedServer, find_server, service_account
+from strongroom.postgres.embedded import EmbeddedServer, Installation, find_server, service_account
 from strongroom.postgres.physical.facts import PhysicalFacts
 from strongroom.postgres.physical.local import LocalSource
-from strongroom.progress import Silent
+from strongroom.progress import Progress, Silent
 from strongroom.repository.reader import SnapshotReader
 from strongroom.repository.repository import Repository
 from strongroom.storage.memory import MemoryStorage
@@ -31,14 +31,14 @@ SETTINGS = {
 }
 
 
-def cluster(major: int, **settings: str) -> EmbeddedServer:
+def cluster(major: int, *initdb: str, **settings: str) -> EmbeddedServer:
     """A cluster with checksums, to be entered."""
     return EmbeddedServer(
         find_server(major),
         tcp=True,
         durable=False,
         settings=SETTINGS | {"full_page_writes": "on"} | settings,
-        initdb=["--data-checksums"],
+        initdb=["--data-checksums", *initdb],
     )
 
 
@@ -50,8 +50,11 @@ class FolderArchive:
         folder.mkdir(mode=0o755, parents=True, exist_ok=True)
         self.puts: list[str] = []
 
-    def put(self, system_id: int, name: str, data: memoryview) -> None:
-        del system_id
+    def expect(self, system_id: int) -> None:
+        pass
+
+    def take(self, data_directory: bytes, name: str) -> None:
+        data = Path(os.fsdecode(data_directory), "pg_wal", name).read_bytes()
         path = self.folder / name
         if path.exists():
             assert path.read_bytes() == data
@@ -83,8 +86,11 @@ class Room:
         }
         return LocalSource("db", self.server.dsn, **given | self.how | how)
 
-    def take(self, source: LocalSource | None = None) -> tuple[Report, PhysicalFacts]:
-        report = back_up(self.repository, source or self.source(), progress=Silent())
+    def take(
+        self, source: LocalSource | None = None, progress: Progress | None = None
+    ) -> tuple[Report, PhysicalFacts]:
+        source = source or self.source()
+        report = back_up(self.repository, source, progress=progress or Silent())
         return report, PhysicalFacts.from_json(self.reader(report).facts)
 
     def reader(self, report: Report) -> SnapshotReader:
@@ -129,16 +135,26 @@ def write_out(reader: SnapshotReader, target: bytes, spaces: Mapping[str, bytes]
 class Restored(EmbeddedServer):
     """A server on a snapshot that was written out, to be entered; recovers with `archive`.
 
-    Tablespaces go below its own directory: the original's locations may be on this machine.
+    Tablespaces go below its own directory: the original's locations may be on this machine. As a
+    `standby` it follows the original, and does not end recovery by itself.
     """
 
     def __init__(
-        self, original: EmbeddedServer, reader: SnapshotReader, archive: FolderArchive
+        self,
+        original: EmbeddedServer,
+        reader: SnapshotReader,
+        archive: FolderArchive,
+        *,
+        standby: bool = False,
     ) -> None:
+        following = {"primary_conninfo": original.dsn_for("postgres", tcp=True)}
         super().__init__(
-            original.installation,
+            # Where the original's account can reach it already: not another copy of the programs.
+            Installation(original.installation.version, original._bindir),
             durable=False,
-            settings={
+            tcp=True,
+            settings=(following if standby else {})
+            | {
                 "archive_mode": "off",
                 "restore_command": f"cp {archive.folder}/%f %p",
                 "recovery_target_timeline": "latest",
@@ -157,7 +173,8 @@ class Restored(EmbeddedServer):
         if spaces:
             lines = [b"%s %s\n" % (oid.encode(), where) for oid, where in spaces.items()]
             Path(self.data_directory, "tablespace_map").write_bytes(b"".join(lines))
-        Path(self.data_directory, "recovery.signal").touch()
+        signal = "standby.signal" if standby else "recovery.signal"
+        Path(self.data_directory, signal).touch()
         self._configure()
         self._initialised = True
 
@@ -191,3 +208,35 @@ class Restored(EmbeddedServer):
 
 def remove(path: Path) -> None:
     shutil.rmtree(path, ignore_errors=True)
+
+
+class At(Silent):
+    """Progress that does something once, when a phase begins."""
+
+    def __init__(self, phase: str, do: Callable[[], object]) -> None:
+        self._phase, self._do = phase, do
+        self.done = False
+
+    def phase(self, name: str) -> None:
+        if name == self._phase and not self.done:
+            self.done = True
+            self._do()
+
+
+ROWS = "SELECT n, md5(n::text) AS text FROM generate_series(1, 20000) n"
+
+
+def run(server: EmbeddedServer, *statements: str) -> Any:
+    """Run statements; the first row of the last, if it has any."""
+    with server.connect() as connection:
+        for statement in statements:
+            cursor = connection.execute(statement.encode())
+        return cursor.fetchone() if cursor.description else None
+
+
+def with_rows(server: EmbeddedServer) -> Iterator[EmbeddedServer]:
+    """The server with a table "rows" and its index."""
+    run(server, "DROP TABLE IF EXISTS rows", f"CREATE TABLE rows AS {ROWS}")
+    run(server, "CREATE INDEX ON rows (text)", "VACUUM rows", "CHECKPOINT")
+    yield server
+    run(server, "DROP TABLE rows")
