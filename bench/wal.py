@@ -29,8 +29,9 @@ FETCH = ENTER + ' %s "$name" pg_wal/RECOVERYXLOG || exit 1; rm pg_wal/RECOVERYXL
 _SETTINGS = {
     "archive_mode": "on",
     "archive_command": "false",
-    "max_wal_size": "512MB",
-    "checkpoint_timeout": "30s",
+    "max_wal_size": "64MB",  # checkpoints often: most of it is images of pages, as it is in real logs
+    "min_wal_size": "32MB",
+    "checkpoint_completion_target": "0.1",
     "wal_keep_size": "200GB",
     "wal_recycle": "off",
 }
@@ -60,7 +61,7 @@ def _fill(pg: EmbeddedServer, count: int) -> list[str]:
     subprocess.run([pgbench, "-i", "-q", "-s", "40", pg.dsn], check=True, capture_output=True)
     status = f"{pg.data_directory}/pg_wal/archive_status"
     while len(os.listdir(status)) < count:
-        argv = [pgbench, "-n", "-c", "8", "-j", "2", "-T", "20", pg.dsn]
+        argv = [pgbench, "-n", "-c", "8", "-j", "2", "-T", "10", pg.dsn]
         subprocess.run(argv, check=True, capture_output=True)
     return sorted(name.removesuffix(".ready") for name in os.listdir(status))[:count]
 
