@@ -8,10 +8,9 @@ import shutil
 import sys
 
 from bench import data
-from bench.logical import AUDITS, CLIPS, RUNS, _strongroom
+from bench.logical import _strongroom, filled
 from bench.measure import Row, Side, at_most, fresh, paired, ratio, run
 from bench.peers import Strongroom
-from strongroom.demo import database
 from strongroom.postgres.embedded import EmbeddedServer, find_server
 
 _PIPE = """\
@@ -81,15 +80,8 @@ def _database(work: str, times: int, scale: float) -> list[Row]:
     home, out, zipped = f"{work}/pg", f"{work}/artefacts", f"{work}/theirs.gz"
     fresh(home)
     with EmbeddedServer(find_server(), home) as server:
-        with server.connect() as connection:
-            connection.execute("CREATE DATABASE bench")
+        filled(server, work, scale)
         with server.connect("bench") as connection:
-            database.fill(
-                connection,
-                clips=int(CLIPS * scale),
-                runs=int(RUNS * scale),
-                audits=int(AUDITS * scale),
-            )
             connection.execute("VACUUM ANALYZE")
             row = connection.execute("SELECT pg_database_size('bench')").fetchone()
             size = row[0] / 1e9 if row else 0.0

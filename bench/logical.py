@@ -19,16 +19,7 @@ def logical(work: str, times: int, scale: float = 1.0) -> list[Row]:
     home = f"{work}/pg"
     fresh(home)
     with EmbeddedServer(find_server(), home) as server:
-        with server.connect() as connection:
-            connection.execute("CREATE DATABASE bench")
-        platform = Platform(server, "bench", f"{work}/no-vault")
-        platform.migrate()
-        platform.seed(
-            "--database",
-            f"--clips={int(CLIPS * scale)}",
-            f"--runs={int(RUNS * scale)}",
-            f"--audits={int(AUDITS * scale)}",
-        )
+        platform = filled(server, work, scale)
         with server.connect("bench") as connection:
             row = connection.execute("SELECT pg_database_size('bench')").fetchone()
             size = row[0] / 1e9 if row else 0.0
@@ -36,6 +27,21 @@ def logical(work: str, times: int, scale: float = 1.0) -> list[Row]:
         rows += _second(work, server, platform)
     fresh(home)
     return rows
+
+
+def filled(server: EmbeddedServer, work: str, scale: float) -> Platform:
+    """The example platform on a new database "bench", with its rows."""
+    with server.connect() as connection:
+        connection.execute("CREATE DATABASE bench")
+    platform = Platform(server, "bench", f"{work}/no-vault")
+    platform.migrate()
+    platform.seed(
+        "--database",
+        f"--clips={int(CLIPS * scale)}",
+        f"--runs={int(RUNS * scale)}",
+        f"--audits={int(AUDITS * scale)}",
+    )
+    return platform
 
 
 def _strongroom(work: str, server: EmbeddedServer) -> Strongroom:
@@ -136,4 +142,4 @@ def _second(work: str, server: EmbeddedServer, platform: Platform) -> list[Row]:
     ]
 
 
-__all__ = ["logical"]
+__all__ = ["filled", "logical"]

@@ -12,12 +12,11 @@ import os
 import subprocess
 import sys
 
+from bench.logical import filled
 from bench.measure import Row, Side, at_most, fresh, paired, ratio, run
-from strongroom.demo import database
 from strongroom.postgres.embedded import EmbeddedServer, find_server
 from strongroom.postgres.plain.executor import PlainRestore
 
-CLIPS, RUNS, AUDITS = 1_680_000, 1_340_000, 670_000
 MOST_MEMORY = 300e6
 _PSQL = (
     "import subprocess, sys\n"
@@ -37,12 +36,8 @@ def plain(work: str, times: int, scale: float = 1.0) -> list[Row]:
     with open(script, "w") as file:
         file.write(_PSQL)
     with EmbeddedServer(find_server(), home) as server:
-        with server.connect() as connection:
-            connection.execute("CREATE DATABASE bench")
+        filled(server, work, scale)
         with server.connect("bench") as connection:
-            counts = (int(n * scale) for n in (CLIPS, RUNS, AUDITS))
-            clips, runs, audits = counts
-            database.fill(connection, clips=clips, runs=runs, audits=audits)
             row = connection.execute("SELECT pg_database_size('bench')").fetchone()
         bindir = server.installation.bindir
         dump = [f"{bindir}/pg_dump", server.dsn_for("bench")]

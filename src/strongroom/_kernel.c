@@ -1813,6 +1813,125 @@ done:
     return result;
 }
 
+/* ----------------------------------------------------------- checksums of pages */
+
+/* PostgreSQL's: 32 FNV-1a hashes side by side, see checksum_impl.h. */
+#define SUMS 32
+#define FNV_PRIME 16777619u
+static const uint32_t SUM_BASES[SUMS] = {
+    0x5B1F36E9u, 0xB8525960u, 0x02AB50AAu, 0x1DE66D2Au, 0x79FF467Au, 0x9BB9F8A3u, 0x217E7CD2u, 0x83E13D2Cu,
+    0xF8D4474Fu, 0xE39EB970u, 0x42C6AE16u, 0x993216FAu, 0x7B093B5Du, 0x98DAFF3Cu, 0xF718902Au, 0x0B1C9CDBu,
+    0xE58F764Bu, 0x187636BCu, 0x5D7B3BB1u, 0xE73DE7DEu, 0x92BEC979u, 0xCCA6C0B2u, 0x304A0979u, 0x85AA43D4u,
+    0x783125BBu, 0x6CA8EAA2u, 0xE407EAC6u, 0x4B5CFC3Eu, 0x9FBF8C76u, 0x15CA20BEu, 0xF2CA9FD3u, 0x959BD756u,
+};
+
+/* Multiplying 32-bit lanes needs more than the oldest x86-64 has; pick at run time where we can. */
+#if defined(__x86_64__) && defined(__GLIBC__) && defined(__GNUC__) && !defined(__clang__)
+#define WIDE __attribute__((target_clones("avx512f", "avx2", "sse4.1", "default")))
+#else
+#define WIDE
+#endif
+
+/* The hash of a page whose checksum counts as zero; `head` is its first SUMS words so. */
+WIDE static uint32_t sum_page(const uint8_t *page, size_t words, const uint32_t *head)
+{
+    uint32_t sums[SUMS], tmp, result = 0;
+    memcpy(sums, SUM_BASES, sizeof sums);
+    for (int j = 0; j < SUMS; j++) {
+        tmp = sums[j] ^ head[j];
+        sums[j] = tmp * FNV_PRIME ^ (tmp >> 17);
+    }
+    for (size_t i = SUMS; i < words; i += SUMS) {
+        uint32_t row[SUMS];
+        memcpy(row, page + i * 4, sizeof row);
+        for (int j = 0; j < SUMS; j++) {
+            tmp = sums[j] ^ row[j];
+            sums[j] = tmp * FNV_PRIME ^ (tmp >> 17);
+        }
+    }
+    for (int i = 0; i < 2; i++)
+        for (int j = 0; j < SUMS; j++)
+            sums[j] = sums[j] * FNV_PRIME ^ (sums[j] >> 17);
+    for (int j = 0; j < SUMS; j++)
+        result ^= sums[j];
+    return result;
+}
+
+static int all_zero(const uint8_t *data, size_t size)
+{
+    return !data[0] && !memcmp(data, data + 1, size - 1);
+}
+
+typedef struct {
+    size_t number;
+    uint16_t found, expected;
+} odd_page;
+
+/* Look at `count` pages; returns how many are odd, at most `room` of which are noted. */
+static size_t look_at_pages(const uint8_t *data, size_t count, size_t size, uint32_t first,
+                            odd_page *odd, size_t room)
+{
+    size_t found = 0;
+    for (size_t i = 0; i < count; i++) {
+        const uint8_t *page = data + i * size;
+        uint32_t head[SUMS], sum;
+        uint16_t noted;
+        memcpy(head, page, sizeof head);
+        memcpy(&noted, page + 8, 2);
+        head[2] &= 0xFFFF0000u;
+        sum = sum_page(page, size / 4, head) ^ (first + (uint32_t)i);
+        sum = sum % 65535 + 1;
+        if (__builtin_expect(sum != noted, 0) && !all_zero(page, size)) {
+            if (found < room)
+                odd[found] = (odd_page){i, noted, (uint16_t)sum};
+            found++;
+        }
+    }
+    return found;
+}
+
+PyDoc_STRVAR(page_checksums_doc, "page_checksums(pages, size, first) -> [(number, found, expected)]");
+
+static PyObject *page_checksums(PyObject *module, PyObject *args)
+{
+    Py_buffer data;
+    Py_ssize_t size;
+    unsigned long long first;
+    odd_page *odd = NULL;
+    size_t count, found = 0;
+    PyObject *result = NULL;
+    (void)module;
+    if (!PyArg_ParseTuple(args, "y*nK:page_checksums", &data, &size, &first))
+        return NULL;
+    if (size <= 0 || size % (SUMS * 4) || data.len % size || first > 0xFFFFFFFFu) {
+        PyErr_SetString(PyExc_ValueError, "whole pages of a multiple of 128 bytes, numbered in 32 bits");
+        goto done;
+    }
+    count = (size_t)(data.len / size);
+    if (!(odd = PyMem_RawMalloc((count ? count : 1) * sizeof *odd))) {
+        PyErr_NoMemory();
+        goto done;
+    }
+    Py_BEGIN_ALLOW_THREADS
+    found = look_at_pages(data.buf, count, (size_t)size, (uint32_t)first, odd, count);
+    Py_END_ALLOW_THREADS
+    if (!(result = PyList_New((Py_ssize_t)found)))
+        goto done;
+    for (size_t i = 0; i < found; i++) {
+        PyObject *row = Py_BuildValue("nii", (Py_ssize_t)odd[i].number, (int)odd[i].found,
+                                      (int)odd[i].expected);
+        if (!row) {
+            Py_CLEAR(result);
+            goto done;
+        }
+        PyList_SET_ITEM(result, (Py_ssize_t)i, row);
+    }
+done:
+    PyMem_RawFree(odd);
+    PyBuffer_Release(&data);
+    return result;
+}
+
 /* ---------------------------------------------------------------------- allocator */
 
 PyDoc_STRVAR(tune_allocator_doc, "tune_allocator() -> bool");
@@ -1843,6 +1962,7 @@ static PyMethodDef METHODS[] = {
     {"plain_records", plain_records, METH_VARARGS, plain_records_doc},
     {"encode_page", encode_page, METH_VARARGS, encode_page_doc},
     {"write_files", write_files, METH_VARARGS, write_files_doc},
+    {"page_checksums", page_checksums, METH_VARARGS, page_checksums_doc},
     {"tune_allocator", tune_allocator, METH_NOARGS, tune_allocator_doc},
     {NULL, NULL, 0, NULL},
 };

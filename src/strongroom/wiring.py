@@ -20,7 +20,7 @@ import msgspec
 from strongroom.config.loading import SECRET_VARIABLES
 from strongroom.config.model import S3, Configuration, FilesTable, PostgresTable, SourceTable
 from strongroom.config.secrets import Secret, read_private, resolve
-from strongroom.errors import ConfigError, UsageError
+from strongroom.errors import ConfigError, StrongroomError, UsageError
 from strongroom.files.rclone.tool import check_remote, is_remote
 
 if TYPE_CHECKING:
@@ -33,7 +33,9 @@ if TYPE_CHECKING:
     from strongroom.operations.runbook_database import DatabaseRunbook
     from strongroom.operations.runbook_vault import VaultRunbook
     from strongroom.postgres.logical.source import LogicalSource
+    from strongroom.postgres.physical.local import LocalSource
     from strongroom.postgres.rights import Rights
+    from strongroom.postgres.wal.daemon import Daemon
     from strongroom.repository.catalogue import Snapshot
     from strongroom.repository.ports import Sink, SnapshotReader, Source
     from strongroom.repository.repository import Repository
@@ -181,6 +183,8 @@ def make_source(
         return _remote_source(name, table, repository, cache_dir, program)
     if isinstance(table, FilesTable):
         return _file_source(name, table, repository, cache_dir)
+    if table.method == "physical":
+        return _cluster_source(name, table, repository, cache_dir, environ, jobs)
     return _database_source(name, table, environ, jobs)
 
 
@@ -259,6 +263,42 @@ def _database_source(
         global_objects=table.globals,
         role_passwords=table.role_passwords,
         unlogged=table.unlogged,
+    )
+
+
+def _cluster_source(
+    name: str,
+    table: PostgresTable,
+    repository: Repository | None,
+    cache_dir: str | None,
+    environ: Mapping[str, str],
+    jobs: int | None,
+) -> LocalSource:
+    from strongroom.postgres.physical.local import LocalSource, is_local  # noqa: PLC0415
+
+    password = _text(table.password, environ)
+    here = table.via == "local" or (
+        table.via is None
+        and is_local(table.dsn, password=password, data_directory=table.data_directory)
+    )
+    if not here:
+        raise ConfigError(
+            f"The cluster of source {name} cannot be read here, and by stream is not possible yet.",
+            do="Run on the database's host, as the account of the server or as root.",
+        )
+    folder = None
+    if repository is not None and cache_dir is not None:
+        folder = os.path.join(cache_dir, repository.identity.id.hex())
+        _make_private(folder)
+    return LocalSource(
+        name,
+        table.dsn,
+        password=password,
+        data_directory=table.data_directory,
+        external=table.external,
+        jobs=jobs or table.jobs,
+        cache_dir=None if folder is None else os.fsencode(folder),
+        repository="" if repository is None else repository.identity.id.hex(),
     )
 
 
@@ -363,6 +403,8 @@ def probe_source(
             exclude=[os.fsencode(pattern) for pattern in table.exclude],
             one_file_system=table.one_file_system,
         )
+    if table.method == "physical":
+        return _cluster_source(name, table, None, None, environ, None).probe()
     return _database_source(name, table, environ, None).probe()
 
 
@@ -610,6 +652,54 @@ def _runner(
         run_command(argv, environ={**kept, **more}, cwd=cwd, tell=tell)
 
     return run
+
+
+# -- WAL ---------------------------------------------------------------------------------------
+
+
+def wal_sources(configuration: Configuration) -> dict[str, bool]:
+    """The configured databases; True for those that are backed up physically."""
+    return {
+        name: str(table.method) == "physical"
+        for name, table in configuration.source.items()
+        if isinstance(table, PostgresTable)
+    }
+
+
+def wal_daemon(
+    repository: Repository,
+    configuration: Configuration,
+    *,
+    path: str | None,
+    environ: Mapping[str, str],
+    ahead: int,
+    explain: Callable[[StrongroomError], str],
+    tell: Callable[[str], None],
+) -> Daemon:
+    """The daemon of one configuration, which was read from `path`."""
+    from strongroom.postgres.wal.ahead import FetchAhead, PushAhead  # noqa: PLC0415
+    from strongroom.postgres.wal.daemon import Daemon, OneConfiguration  # noqa: PLC0415
+    from strongroom.postgres.wal.fetch import Fetcher  # noqa: PLC0415
+    from strongroom.postgres.wal.push import Pusher  # noqa: PLC0415
+    from strongroom.repository.wal import WalStore  # noqa: PLC0415
+
+    store = WalStore(repository)
+    workers = max(2, configuration.jobs or os.cpu_count() or 2)
+    served = OneConfiguration(
+        path, environ.get("STRONGROOM_REPOSITORY", ""), wal_sources(configuration)
+    )
+    push = PushAhead(Pusher(store).push, workers=workers, window=ahead)
+    fetch = FetchAhead(store.get, workers=workers, window=ahead, limit=_WAL_KEPT)
+    return Daemon(
+        served,
+        push=push.push,
+        fetcher=Fetcher(store, get=fetch.get),
+        explain=explain,
+        tell=tell,
+    )
+
+
+_WAL_KEPT = 256 << 20  # bytes of segments that recovery will ask for next
 
 
 # -- artefacts ---------------------------------------------------------------------------------

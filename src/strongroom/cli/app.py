@@ -34,6 +34,10 @@ VERBS: dict[tuple[str, ...], tuple[str, Group]] = {
     ("key", "list"): ("key:list_keys", MANAGE),
     ("key", "add"): ("key:add", MANAGE),
     ("key", "remove"): ("key:remove", MANAGE),
+    ("wal", "push"): ("wal:push", AUTOMATION),
+    ("wal", "fetch"): ("wal:fetch", AUTOMATION),
+    ("wal", "daemon"): ("wal:daemon", AUTOMATION),
+    ("wal", "status"): ("wal:status", AUTOMATION),
     ("config", "check"): ("config:check", AUTOMATION),
     ("config", "show"): ("config:show", AUTOMATION),
     ("config", "schema"): ("config:schema", AUTOMATION),
@@ -45,6 +49,7 @@ NOUNS = {
     "source": "Sources: what is backed up.",
     "repository": "The repository: where the backups rest.",
     "key": "Keys: who opens the repository.",
+    "wal": "The write-ahead log: what PostgreSQL runs, and how far it is archived.",
     "config": "The configuration.",
 }
 # Commands that may take long: with --json they print lines, the last of type "result".

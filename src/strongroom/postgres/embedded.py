@@ -182,7 +182,7 @@ class EmbeddedServer:
 
     `directory` (made when missing, must be empty) holds everything; without it a temporary one is
     made and removed on close. `tcp` also listens on 127.0.0.1. `durable=False` turns fsync off.
-    `settings` are added to postgresql.conf, `initdb` to the arguments of initdb.
+    `settings` are added to postgresql.conf, `initdb` are more arguments of that program.
     """
 
     user = "postgres"

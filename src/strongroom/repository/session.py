@@ -89,7 +89,7 @@ class WriteSession:
         self._settings, self._progress = settings, progress
         self._index, self._condemned, self._chunker = index, condemned, chunker
         key = seams.random(32)
-        self._row = SessionRow(session, keyset.epoch, _seal_session_key(keyset, session, key))
+        self._row = SessionRow(session, keyset.epoch, seal_session_key(keyset, session, key))
         self._keys = {kind: keysets.chunk_key(keyset.id_key, kind) for kind in CHUNK_KINDS}
         self._sequence = itertools.count()
         self._last_sequence = 0
@@ -313,7 +313,7 @@ class WriteSession:
 CHUNK_KINDS = (b"data", b"extents", b"tree")
 
 
-def _seal_session_key(keyset: Keyset, session: bytes, key: bytes) -> bytes:
+def seal_session_key(keyset: Keyset, session: bytes, key: bytes) -> bytes:
     """Seal, and open again where the keys at hand can: all that is stored hangs on this key."""
     sealed = keysets.seal_session_key(keyset, session, key)
     if keyset.reads and keysets.open_session_key(keyset, session, sealed) != key:
@@ -704,4 +704,4 @@ class TreeWriter:
         return page_id, sum(row[1] for row in group), group[0][2]
 
 
-__all__ = ["ABSENT", "WriteContent", "WriteLane", "WriteSession"]
+__all__ = ["ABSENT", "WriteContent", "WriteLane", "WriteSession", "seal_session_key"]

@@ -1,0 +1,167 @@
+"""wal push, wal fetch, wal daemon, wal status.
+
+The first two are asked of the daemon by `cli/wal_client.py` before this module is imported; what
+comes here is done here.
+"""
+
+from __future__ import annotations
+
+import os
+from contextlib import suppress
+from typing import Annotated
+
+from cyclopts import Parameter
+
+from strongroom import wiring
+from strongroom.cli.desk import Desk
+from strongroom.cli.flags import Everywhere
+from strongroom.cli.output import error_lines
+from strongroom.cli.wal_client import socket_path
+from strongroom.errors import StorageUnreachable, StrongroomError
+
+_DEFAULT = Everywhere()
+_WINDOW = 16
+
+
+def push(
+    path: str,
+    /,
+    *,
+    source: str | None = None,
+    socket: str | None = None,
+    accept_system: bool = False,
+    everywhere: Everywhere = _DEFAULT,
+) -> int:
+    """Archive one file of the WAL: archive_command = 'strongroom wal push %p'.
+
+    Exit status 0 only when the file is durable in the repository, never one above 125. The same
+    file again is fine; other content under the same name is refused, status 9.
+
+    Parameters
+    ----------
+    path
+        The file, relative to the data directory, which is the working directory.
+    source
+        Whose WAL it is; may be left out where one source is backed up physically.
+    socket
+        Where the daemon listens, instead of $STRONGROOM_WAL_SOCKET or /run/strongroom/wal.sock.
+    accept_system
+        Once, by hand: the source is another system from now on (made anew, or upgraded).
+    """
+    from strongroom.postgres.wal.daemon import choose_source  # noqa: PLC0415
+    from strongroom.postgres.wal.directory import DataDirectory  # noqa: PLC0415
+    from strongroom.postgres.wal.push import Pusher, file_name  # noqa: PLC0415
+    from strongroom.repository.wal import WalStore  # noqa: PLC0415
+
+    del socket  # the client asked there
+    file_name(path)
+    desk = Desk(everywhere)
+    whose = choose_source(wiring.wal_sources(desk.configuration), source or "")
+    directory = DataDirectory.here()
+    with desk.repository() as repository:
+        Pusher(WalStore(repository), accept_system=accept_system).push(directory, path, whose)
+    return 0
+
+
+def fetch(
+    name: str,
+    path: str,
+    /,
+    *,
+    partial: bool = False,
+    standby: bool = False,
+    source: str | None = None,
+    socket: str | None = None,
+    everywhere: Everywhere = _DEFAULT,
+) -> int:
+    """Deliver one file of the WAL: restore_command = 'strongroom wal fetch %f %p'.
+
+    Exit status 0: delivered, verified. 1: the repository was asked and does not hold it, which
+    PostgreSQL takes for the end of the log. 126 or more: anything else (200 and the usual status;
+    143 when it was stopped), upon which PostgreSQL stops instead of opening the database.
+
+    Parameters
+    ----------
+    name
+        The file that is wanted, as PostgreSQL calls it.
+    path
+        Where to put it, relative to the data directory, which is the working directory.
+    partial
+        Where a segment is not there, deliver its .partial filled up with zeros: after the primary
+        is lost, this is the last log there is.
+    standby
+        A storage that cannot be reached is status 1 while standby.signal is there: a standby asks
+        again for ever, and would stop for good upon any other status.
+    source
+        Not needed: the data directory says which system it is.
+    socket
+        Where the daemon listens, instead of $STRONGROOM_WAL_SOCKET or /run/strongroom/wal.sock.
+    """
+    from strongroom.postgres.wal.daemon import may_ask_again  # noqa: PLC0415
+    from strongroom.postgres.wal.directory import DataDirectory  # noqa: PLC0415
+    from strongroom.postgres.wal.fetch import Fetcher, check_name  # noqa: PLC0415
+    from strongroom.repository.wal import WalStore  # noqa: PLC0415
+
+    del socket, source
+    check_name(name)
+    desk = Desk(everywhere)
+    directory = DataDirectory.here()
+    try:
+        with desk.repository() as repository:
+            found = Fetcher(WalStore(repository)).fetch(directory, name, path, partial=partial)
+    except StorageUnreachable as fault:
+        if not may_ask_again(directory, frozenset(["standby"] if standby else [])):
+            raise
+        desk.output.error_lines(fault)
+        return 1
+    return 0 if found else 1
+
+
+def daemon(
+    *,
+    socket: str | None = None,
+    ahead: Annotated[int, Parameter(validator=None)] = _WINDOW,
+    idle: float | None = None,
+    everywhere: Everywhere = _DEFAULT,
+) -> int:
+    """Keep the repository open for `wal push` and `wal fetch`, and work ahead of them.
+
+    It runs until it is stopped, as the user that runs PostgreSQL. Without it both do the same,
+    each opening the repository anew.
+
+    Parameters
+    ----------
+    socket
+        Where to listen, instead of $STRONGROOM_WAL_SOCKET or /run/strongroom/wal.sock.
+    ahead
+        How many files to archive, or to read, before they are asked for.
+    idle
+        End after so many seconds without a question.
+    """
+    from strongroom.postgres.wal.daemon import listen  # noqa: PLC0415
+
+    desk = Desk(everywhere)
+    path = socket_path(socket, desk.environ.get("STRONGROOM_WAL_SOCKET"))
+    listener = listen(path)
+    try:
+        with desk.repository() as repository:
+            serving = wiring.wal_daemon(
+                repository,
+                desk.configuration,
+                path=desk.loaded.path,
+                environ=desk.environ,
+                ahead=max(0, ahead),
+                explain=_explain,
+                tell=desk.output.note,
+            )
+            desk.output.note(f"listening at {path}")
+            serving.serve(listener, idle=idle)
+    finally:
+        listener.close()
+        with suppress(FileNotFoundError):
+            os.unlink(path)
+    return 0
+
+
+def _explain(fault: StrongroomError) -> str:
+    return "\n".join(error_lines(fault))
