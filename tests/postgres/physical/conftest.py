@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import shutil
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from postgres.physical.tools import Room, cluster
+from postgres.physical.tools import Room, cluster, with_rows
 from strongroom.errors import NotFound
 from strongroom.postgres.embedded import EmbeddedServer
 
@@ -37,21 +39,33 @@ def cluster18() -> Iterator[EmbeddedServer]:
 
 
 @pytest.fixture(params=[15, 16, 18])
-def pg(request: pytest.FixtureRequest) -> EmbeddedServer:
+def each(request: pytest.FixtureRequest) -> EmbeddedServer:
     """Each of the three in turn."""
     found: EmbeddedServer = request.getfixturevalue(f"cluster{request.param}")
     return found
 
 
 @pytest.fixture
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder that the server's account may read."""
-    path = tmp_path_factory.mktemp("physical")
-    for part in (path, path.parent, path.parent.parent):
-        part.chmod(0o755)
-    return path
+def pg(cluster18: EmbeddedServer) -> EmbeddedServer:
+    """The newest, for what does not differ between them."""
+    return cluster18
+
+
+@pytest.fixture
+def folder() -> Iterator[Path]:
+    """A folder that the server's account may read: pytest's own are root's alone, or become so."""
+    path = Path(tempfile.mkdtemp(prefix="strongroom-physical-"))
+    path.chmod(0o755)
+    yield path
+    shutil.rmtree(path, ignore_errors=True)
 
 
 @pytest.fixture
 def room(pg: EmbeddedServer, folder: Path) -> Room:
     return Room(pg, folder)
+
+
+@pytest.fixture
+def tables(pg: EmbeddedServer) -> Iterator[EmbeddedServer]:
+    """The newest, with a table "rows" and its index, which are gone at the end."""
+    yield from with_rows(pg)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from strongroom.operations.back_up import Report, back_up
 from strongroom.postgres.embedded import EmbeddedServer, find_server, service_account
 from strongroom.postgres.physical.facts import PhysicalFacts
 from strongroom.postgres.physical.local import LocalSource
-from strongroom.progress import Silent
+from strongroom.progress import Progress, Silent
 from strongroom.repository.reader import SnapshotReader
 from strongroom.repository.repository import Repository
 from strongroom.storage.memory import MemoryStorage
@@ -83,8 +83,11 @@ class Room:
         }
         return LocalSource("db", self.server.dsn, **given | self.how | how)
 
-    def take(self, source: LocalSource | None = None) -> tuple[Report, PhysicalFacts]:
-        report = back_up(self.repository, source or self.source(), progress=Silent())
+    def take(
+        self, source: LocalSource | None = None, progress: Progress | None = None
+    ) -> tuple[Report, PhysicalFacts]:
+        source = source or self.source()
+        report = back_up(self.repository, source, progress=progress or Silent())
         return report, PhysicalFacts.from_json(self.reader(report).facts)
 
     def reader(self, report: Report) -> SnapshotReader:
@@ -191,3 +194,35 @@ class Restored(EmbeddedServer):
 
 def remove(path: Path) -> None:
     shutil.rmtree(path, ignore_errors=True)
+
+
+class At(Silent):
+    """Progress that does something once, when a phase begins."""
+
+    def __init__(self, phase: str, do: Callable[[], object]) -> None:
+        self._phase, self._do = phase, do
+        self.done = False
+
+    def phase(self, name: str) -> None:
+        if name == self._phase and not self.done:
+            self.done = True
+            self._do()
+
+
+ROWS = "SELECT n, md5(n::text) AS text FROM generate_series(1, 20000) n"
+
+
+def run(server: EmbeddedServer, *statements: str) -> Any:
+    """Run statements; the first row of the last, if it has any."""
+    with server.connect() as connection:
+        for statement in statements:
+            cursor = connection.execute(statement.encode())
+        return cursor.fetchone() if cursor.description else None
+
+
+def with_rows(server: EmbeddedServer) -> Iterator[EmbeddedServer]:
+    """The server with a table "rows" and its index."""
+    run(server, "DROP TABLE IF EXISTS rows", f"CREATE TABLE rows AS {ROWS}")
+    run(server, "CREATE INDEX ON rows (text)", "VACUUM rows", "CHECKPOINT")
+    yield server
+    run(server, "DROP TABLE rows")
