@@ -175,11 +175,11 @@ class Account:
 class Ledger:
     """Writes the ledger into a server, from several connections at once."""
 
-    def __init__(self, server: EmbeddedServer, seed: int) -> None:
+    def __init__(self, server: EmbeddedServer, seed: int, *, after: int = 0) -> None:
         self.server, self.seed = server, seed
         self.entries: list[Entry] = []
         self.names: list[str] = []
-        self._next = 0
+        self._next = after
         self._lock = threading.Lock()
         self._faults: list[BaseException] = []
 
@@ -289,6 +289,8 @@ def account(
     lines: list[Line] = []
     for timeline, first, last in log:
         names = [SegmentName.parse(one, SEGMENT) for one in (first, last)]
+        # A timeline's first segment begins with a copy of what its parent had there.
+        lines = [line for line in lines if line.lsn < names[0].start]
         lines += [
             line
             for line in waldump.dump(major, directory, names, f"--timeline={timeline}")

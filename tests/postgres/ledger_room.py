@@ -28,6 +28,7 @@ from postgres.physical.tools import write_out
 from postgres.wal.room import WalRoom, program, ready, until
 from strongroom import wiring
 from strongroom.config.loading import load
+from strongroom.format.wal import history_name, parse_history
 from strongroom.postgres.embedded import EmbeddedServer, Installation
 from strongroom.postgres.physical.facts import PhysicalFacts
 from strongroom.repository.repository import Repository
@@ -52,7 +53,16 @@ class Recovered(EmbeddedServer):
         self._initialised = True
 
     def take_over(self) -> None:
-        """The data directory is there now: write what this machine wants into its settings."""
+        """The data directory is there now: write what this machine wants into its settings.
+
+        The targets of an older recovery have to go: PostgreSQL refuses two, even an empty second.
+        """
+        path = os.path.join(self.data_directory, "postgresql.conf")
+        with open(path, "r+", encoding="utf-8") as file:
+            lines = [line for line in file if not line.startswith("recovery_target_")]
+            file.seek(0)
+            file.writelines(lines)
+            file.truncate()
         self._configure()
 
 
@@ -64,18 +74,19 @@ class LedgerRoom:
         self.log = room.root / "log"  # what pg_wal held, for pg_waldump
         self.log.mkdir()
         self.books: dict[int, Account] = {}
+        self.forks: dict[int, int] = {}  # where a timeline left the one before it
         self.password = ""
+
+    def archiving(self) -> dict[str, str]:
+        """The settings of a server that archives into the repository."""
+        return {"archive_mode": "on", "archive_command": self.room.archive_command()}
 
     @contextlib.contextmanager
     def server(self) -> Iterator[EmbeddedServer]:
-        settings = SETTINGS | {
-            "archive_mode": "on",
-            "archive_command": self.room.archive_command(),
-        }
         server = EmbeddedServer(
             self.installation,
             durable=False,
-            settings=settings,
+            settings=SETTINGS | self.archiving(),
             initdb=[f"--wal-segsize={SEGMENT >> 20}", "--data-checksums"],
         )
         with server:
@@ -97,28 +108,24 @@ class LedgerRoom:
         config.chmod(0o644)
         self.room.run("backup", "db", "--config", str(config))
 
-    def close(
-        self, ledger: Ledger, server: EmbeddedServer, timeline: int, begins: str | None = None
-    ) -> None:
-        """Wait until all of the log is archived, and close the books of a timeline.
-
-        `begins` is the first segment of the timeline, for those that come from another one.
-        """
+    def close(self, ledger: Ledger, server: EmbeddedServer, timeline: int) -> None:
+        """Wait until all of the log is archived, and close the books of a timeline."""
         ledger.close()
         with server.connect() as connection:
             connection.execute("SELECT pg_logical_emit_message(false, 'the', 'end')")
             connection.execute("SELECT pg_switch_wal()")
         until(lambda: not ready(server), 120)
+        pg_wal = os.path.join(server.data_directory, "pg_wal")
         files = [name for name in files_of_log(server) if int(name[:8], 16) == timeline]
         for name in files:
-            shutil.copy(os.path.join(server.data_directory, "pg_wal", name), self.log / name)
-        before = self.books.get(timeline - 1)
+            shutil.copy(os.path.join(pg_wal, name), self.log / name)
         log = [(timeline, files[0], files[-1])]
-        if before is not None:
-            first = min(path.name for path in self.log.iterdir() if path.name < files[0])
-            parent = f"{timeline - 1:08X}{files[0][8:]}"
-            assert (self.log / parent).exists()
-            log.insert(0, (timeline - 1, first, parent))
+        if timeline > 1:
+            with open(os.path.join(pg_wal, history_name(timeline)), "rb") as file:
+                self.forks[timeline] = parse_history(file.read())[-1].lsn
+            first = min(path.name for path in self.log.iterdir())
+            log.insert(0, (timeline - 1, first, f"{timeline - 1:08X}{files[0][8:]}"))
+        before = self.books.get(timeline - 1)
         self.books[timeline] = account(ledger, str(self.log), log, before)
         assert_prefix(server.dsn, self.books[timeline], Target("latest", timeline=timeline))
 
@@ -196,7 +203,13 @@ class LedgerRoom:
         fitting = [
             one
             for one in self.backups()
-            if one.facts.stop_lsn <= end and one.facts.timeline <= target.timeline
+            if one.facts.stop_lsn <= end and self._leads_to(target.timeline, one.facts)
             if target.time is None or one.facts.stop_time < target.time
         ]
         return fitting[-1]
+
+    def _leads_to(self, timeline: int, base: PhysicalFacts) -> bool:
+        """Whether a backup was over before its timeline was left for the target's."""
+        if base.timeline >= timeline:
+            return base.timeline == timeline
+        return base.stop_lsn <= self.forks[timeline]
