@@ -965,3 +965,20 @@ def tune_allocator() -> bool:
         return False
     kept = mallopt(_M_MMAP_THRESHOLD, 256 << 20) or mallopt(_M_MMAP_THRESHOLD, 32 << 20)
     return bool(mallopt(_M_TRIM_THRESHOLD, 1 << 30) and kept)
+
+
+# --------------------------------------------------------------------------- syncfs
+
+
+def sync_file_system(fd: int) -> None:
+    """Make everything on the file system of `fd` durable. OSError."""
+    import ctypes  # noqa: PLC0415 - as above
+
+    try:
+        syncfs = ctypes.CDLL(None, use_errno=True).syncfs
+    except (OSError, AttributeError):  # a C library without it
+        os.sync()
+        return
+    if syncfs(fd):
+        code = ctypes.get_errno()
+        raise OSError(code, os.strerror(code))

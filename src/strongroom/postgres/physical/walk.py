@@ -140,6 +140,10 @@ class Walk:
     def _root(self, path: bytes, tree: bytes, manifest: bytes) -> Root:
         try:
             fd = os.open(path, DIRECTORY_FLAGS)
+        except FileNotFoundError:
+            if manifest:
+                raise
+            raise _unreadable(path, OSError(errno.ENOENT, "there is no such directory")) from None
         except OSError as fault:
             raise _unreadable(path, fault) from None
         facts = os.fstat(fd)
@@ -175,8 +179,10 @@ class Walk:
         try:
             root = self._root(real, join(TABLESPACES, oid), layout.tablespace_path(space.oid))
             fd = os.open(self._version, DIRECTORY_FLAGS | os.O_NOFOLLOW, dir_fd=root.fd)
-        except FileNotFoundError:  # dropped since: recovery knows
-            return
+        except FileNotFoundError as fault:
+            if os.path.lexists(os.path.join(links, oid)):  # not dropped: its disk is not mounted?
+                raise _unreadable(join(real, self._version), fault) from None
+            return  # recovery knows
         try:
             self._add_directory(join(root.tree, self._version), os.fstat(fd))
             self._directory(root, fd, self._version)

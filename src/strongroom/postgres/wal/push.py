@@ -60,7 +60,7 @@ class Pusher:
         name = file_name(path)
         kind = kind_of(name)
         control = directory.control()
-        self._check_source(source, control.system_id)
+        self.check_source(source, control.system_id)
         if kind in (WalKind.SEGMENT, WalKind.PARTIAL):
             segment = _segment(name, control)
             with self._carries.of(control.system_id, segment, kind) as leave:
@@ -94,7 +94,7 @@ class Pusher:
             return None
         return scan_segment(data, earlier)[1]
 
-    def _check_source(self, source: str, system_id: int) -> None:
+    def check_source(self, source: str, system_id: int) -> None:
         """A source is one system, until somebody says that it has become another one."""
         if (source, system_id) in self._known:
             return
