@@ -214,6 +214,12 @@ def wal_writers(packed: bytes) -> Iterator[tuple[int, int, int]]:
     return _WRITER.iter_unpack(packed)
 
 
+def wal_state_writer(state: bytes) -> int:
+    """The transaction whose record goes on in the next segment; 0 for none."""
+    head = _UNFINISHED.unpack_from(state)[4]
+    return int.from_bytes(head[4:8], "little")
+
+
 class _WalRecord:
     """A record as far as it has come. One without a `start` has no known head and is passed over."""
 

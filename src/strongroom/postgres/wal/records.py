@@ -34,7 +34,7 @@ _MAGICS = {
 }
 _LONG_HEADER = struct.Struct("<HHIQIxxxxQII")
 _LONG = 2
-_SHUTDOWN, _ONLINE, _RESTORE_POINT, _END_OF_RECOVERY = 0x00, 0x10, 0x70, 0x90
+_SHUTDOWN, _RESTORE_POINT, _END_OF_RECOVERY, _OVERWRITE = 0x00, 0x70, 0x90, 0xD0
 _NAME_SIZE = 64
 _TURN = struct.Struct("<qII")  # a time or position, this timeline, the one before
 
@@ -136,17 +136,21 @@ def commits(
     for name, data in segments:
         if not _is(data, name):
             raise ValueError(f"these bytes are not the WAL segment {name}")
-        _, _, ends, writers, state = kernel.scan_wal(
-            data, name.start, _state(before, name), detail=True
-        )
+        carried = _state(before, name)
+        _, notes, ends, writers, state = kernel.scan_wal(data, name.start, carried, detail=True)
+        if carried and any(info == _OVERWRITE for info, *_ in notes):
+            # It was lost in a crash, and its transaction with it; the number may be used again.
+            written.pop(kernel.wal_state_writer(carried), None)
         before = Carry(name.end, state) if state else None
         for xid, top, count in kernel.wal_writers(writers):
             written[xid] = written.get(xid, 0) + count
             if top:
                 parts.setdefault(top, set()).add(xid)
         for start, end, time, xid, aborted in kernel.wal_ends(ends):
-            size = written.pop(xid, 0)
-            size += sum(written.pop(part, 0) for part in parts.pop(xid, ()))
+            size = sum(written.get(one, 0) for one in {xid, *parts.get(xid, ())})
+            if not aborted:  # one that aborts may be part of another, which still has to end
+                for one in {xid, *parts.pop(xid, ())}:
+                    written.pop(one, None)
             if aborts or not aborted:
                 yield Commit(xid, moment(time), start, end, size, bool(aborted))
 

@@ -1,0 +1,215 @@
+"""A server with a ledger whose log goes into a repository, base backups beside it, and recovery.
+
+Everything is done by the commands that a person would run; only the books are kept here.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import random
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
+
+from postgres.ledger import (
+    SEGMENT,
+    SETTINGS,
+    Account,
+    Ledger,
+    Target,
+    account,
+    assert_prefix,
+    files_of_log,
+)
+from postgres.physical.tools import write_out
+from postgres.wal.room import WalRoom, program, ready, until
+from strongroom import wiring
+from strongroom.config.loading import load
+from strongroom.format.wal import history_name, parse_history
+from strongroom.postgres.embedded import EmbeddedServer, Installation
+from strongroom.postgres.physical.facts import PhysicalFacts
+from strongroom.repository.repository import Repository
+
+_TARGETS = {"time": "time", "lsn": "lsn", "xid": "xid", "name": "name"}
+
+
+@dataclass(frozen=True)
+class Backup:
+    """A base backup, as the repository tells of it."""
+
+    id: str
+    facts: PhysicalFacts
+
+
+class Recovered(EmbeddedServer):
+    """A server on a data directory that was put where it looks for it."""
+
+    def __init__(self, installation: Installation, password: str, settings: dict[str, str]) -> None:
+        super().__init__(installation, durable=False, settings=settings)
+        self._password = password
+        self._initialised = True
+
+    def take_over(self) -> None:
+        """The data directory is there now: write what this machine wants into its settings.
+
+        The targets of an older recovery have to go: PostgreSQL refuses two, even an empty second.
+        """
+        path = os.path.join(self.data_directory, "postgresql.conf")
+        with open(path, "r+", encoding="utf-8") as file:
+            lines = [line for line in file if not line.startswith("recovery_target_")]
+            file.seek(0)
+            file.writelines(lines)
+            file.truncate()
+        self._configure()
+
+
+class LedgerRoom:
+    """One life of a cluster: work, backups, a promotion, more work; and the books of it."""
+
+    def __init__(self, room: WalRoom, installation: Installation, seed: int) -> None:
+        self.room, self.installation, self.seed = room, installation, seed
+        self.log = room.root / "log"  # what pg_wal held, for pg_waldump
+        self.log.mkdir()
+        self.books: dict[int, Account] = {}
+        self.forks: dict[int, int] = {}  # where a timeline left the one before it
+        self.password = ""
+
+    def archiving(self) -> dict[str, str]:
+        """The settings of a server that archives into the repository."""
+        return {"archive_mode": "on", "archive_command": self.room.archive_command()}
+
+    @contextlib.contextmanager
+    def server(self) -> Iterator[EmbeddedServer]:
+        server = EmbeddedServer(
+            self.installation,
+            durable=False,
+            settings=SETTINGS | self.archiving(),
+            initdb=[f"--wal-segsize={SEGMENT >> 20}", "--data-checksums"],
+        )
+        with server:
+            self.password = server._password
+            yield server
+
+    def back_up(self, server: EmbeddedServer) -> None:
+        """`strongroom backup db`, by the account of the server."""
+        parameters = conninfo_to_dict(server.dsn)
+        self.room.environ["LEDGER_PASSWORD"] = str(parameters.pop("password"))
+        dsn = make_conninfo(**{key: str(value) for key, value in parameters.items()})
+        config = self.room.root / "backup.toml"
+        config.write_text(
+            f'cache_dir = "{self.room.root}/cache"\n'
+            f'[repository]\nurl = "{self.room.repository}"\nkey_file = "{self.room.key}"\n'
+            f'[source.db]\ntype = "postgres"\nmethod = "physical"\nvia = "local"\ndsn = "{dsn}"\n'
+            'password = "env:LEDGER_PASSWORD"\n'
+        )
+        config.chmod(0o644)
+        self.room.run("backup", "db", "--config", str(config))
+
+    def close(self, ledger: Ledger, server: EmbeddedServer, timeline: int) -> None:
+        """Wait until all of the log is archived, and close the books of a timeline."""
+        ledger.close()
+        with server.connect() as connection:
+            connection.execute("SELECT pg_logical_emit_message(false, 'the', 'end')")
+            connection.execute("SELECT pg_switch_wal()")
+        until(lambda: not ready(server), 120)
+        pg_wal = os.path.join(server.data_directory, "pg_wal")
+        files = [name for name in files_of_log(server) if int(name[:8], 16) == timeline]
+        for name in files:
+            shutil.copy(os.path.join(pg_wal, name), self.log / name)
+        log = [(timeline, files[0], files[-1])]
+        if timeline > 1:
+            with open(os.path.join(pg_wal, history_name(timeline)), "rb") as file:
+                self.forks[timeline] = parse_history(file.read())[-1].lsn
+            first = min(path.name for path in self.log.iterdir())
+            log.insert(0, (timeline - 1, first, f"{timeline - 1:08X}{files[0][8:]}"))
+        before = self.books.get(timeline - 1)
+        self.books[timeline] = account(ledger, str(self.log), log, before)
+        assert_prefix(server.dsn, self.books[timeline], Target("latest", timeline=timeline))
+
+    @contextlib.contextmanager
+    def repository(self) -> Iterator[Repository]:
+        configuration = load(config=str(self.room.config), environ=self.room.environ).configuration
+        storage = wiring.open_storage(configuration, self.room.environ)
+        try:
+            yield wiring.open_repository(storage, [wiring.key_file_holder(str(self.room.key))])
+        finally:
+            storage.close()
+
+    def backups(self) -> list[Backup]:
+        """Oldest first."""
+        with self.repository() as repository:
+            found = [
+                Backup(one.id, PhysicalFacts.from_json(repository.open_snapshot(one).facts))
+                for one in repository.catalogue.snapshots("db")
+            ]
+        return sorted(found, key=lambda one: one.facts.stop_time)
+
+    def targets(self, dice: random.Random, count: int, timeline: int) -> list[Target]:
+        first = self.backups()[0].facts
+        books = self.books[timeline]
+        return books.targets(dice, count, first.stop_lsn, first.stop_time)
+
+    @contextlib.contextmanager
+    def recovered(self, target: Target, **settings: str) -> Iterator[EmbeddedServer]:
+        """A server that was recovered to a target, and promoted."""
+        fetch = " ".join([program(), *self.room.words("fetch", "%f", "%p")])
+        how = {
+            "archive_mode": "off",
+            "restore_command": fetch,
+            "recovery_target_timeline": str(target.timeline),
+            "recovery_target_inclusive": "off" if target.exclusive else "on",
+            "recovery_target_action": "promote",
+        }
+        if target.kind in _TARGETS:
+            value = {
+                "time": target.time and target.time.isoformat(sep=" "),
+                "lsn": target.lsn is not None
+                and f"{target.lsn >> 32:X}/{target.lsn & 0xFFFFFFFF:X}",
+                "xid": target.xid,
+                "name": target.name,
+            }[target.kind]
+            how[f"recovery_target_{target.kind}"] = str(value)
+        server = Recovered(self.installation, self.password, SETTINGS | how | settings)
+        try:
+            base = self.base_for(target)
+            with self.repository() as repository:
+                snapshot = next(
+                    one for one in repository.catalogue.snapshots("db") if one.id == base.id
+                )
+                write_out(
+                    repository.open_snapshot(snapshot), os.fsencode(server.data_directory), {}
+                )
+            signal = os.path.join(server.data_directory, "recovery.signal")
+            with open(signal, "xb"):
+                os.chown(signal, self.room.account.uid, self.room.account.gid)
+            server.take_over()
+            server.start()
+            with server.connect() as connection:
+                until(
+                    lambda: connection.execute("SELECT pg_is_in_recovery()").fetchone() == (False,)
+                )
+            yield server
+        finally:
+            server.close()
+
+    def base_for(self, target: Target) -> Backup:
+        """The last backup whose stop is before the target, on the way to its timeline."""
+        books = self.books[target.timeline]
+        stop = books.stop(target)
+        end = books.lines[min(stop, len(books.lines) - 1)].lsn
+        fitting = [
+            one
+            for one in self.backups()
+            if one.facts.stop_lsn <= end and self._leads_to(target.timeline, one.facts)
+            if target.time is None or one.facts.stop_time < target.time
+        ]
+        return fitting[-1]
+
+    def _leads_to(self, timeline: int, base: PhysicalFacts) -> bool:
+        """Whether a backup was over before its timeline was left for the target's."""
+        if base.timeline >= timeline:
+            return base.timeline == timeline
+        return base.stop_lsn <= self.forks[timeline]
