@@ -18,6 +18,7 @@ from strongroom.rules.recovery import (
     lsn_text,
     newest_timeline,
     path_to,
+    position_on,
     show,
 )
 
@@ -44,6 +45,7 @@ def answer(cluster: Cluster, target: Target, *, backup: str | None = None) -> An
     if not verdict.yes or verdict.around is None or target.kind in {"immediate", "latest"}:
         return Answer(verdict)
     timeline, number = verdict.around
+    position = position_on(path_to(cluster.log, timeline), target)
     last: Commit | None = None
     following: Commit | None = None
     near: list[Commit] = []
@@ -52,7 +54,7 @@ def answer(cluster: Cluster, target: Target, *, backup: str | None = None) -> An
             near.append(commit)
             if commit.aborted:
                 continue
-            if following is None and not _is_in(commit, target):
+            if following is None and not _is_in(commit, target, position):
                 following = commit
             elif following is None:
                 last = commit
@@ -111,15 +113,17 @@ def target_text(target: Target) -> str:
     return words + (f" on timeline {target.timeline}" if target.timeline else "")
 
 
-def _is_in(commit: Commit, target: Target) -> bool:
+def _is_in(commit: Commit, target: Target, position: int | str | None) -> bool:
     """Is a transaction part of the state at the target?"""
-    if target.kind == "time":
-        assert target.time is not None
+    if target.time is not None and target.kind == "time":
         return commit.time < target.time or (commit.time == target.time and not target.exclusive)
-    assert target.lsn is not None
+    if not isinstance(position, int):
+        return True
     if target.kind == "lsn" and not target.exclusive:
-        return commit.lsn_start <= target.lsn
-    return commit.lsn_end <= target.lsn
+        return commit.lsn_start <= position
+    return commit.lsn_end <= position and not (
+        target.kind == "xid" and target.exclusive and commit.lsn_end == position
+    )
 
 
 def _around(cluster: Cluster, timeline: int, number: int) -> Iterator[Commit]:

@@ -89,7 +89,7 @@ def _only_database(sandbox: Sandbox) -> str:
 def _check(sandbox: Sandbox, database: str, name: str) -> None:
     with sandbox.connect() as connection:
         if not connection.execute(
-            "SELECT FROM pg_database WHERE datname = %s", (database,)
+            "SELECT 1 FROM pg_database WHERE datname = %s", (database,)
         ).fetchone():
             raise NotFound(f"There was no database {database!r} then.")
     with sandbox.connect(database) as connection:
