@@ -184,7 +184,14 @@ class Demo:
         self._say(f"    {clips:,} clips before, {left:,} after")
         with self._daemon():
             self._archive(server, [name for name in _ready(server) if name >= first], cluster)
-        when = moment.astimezone(UTC).isoformat()
+            back = self._go_back(server, cluster, moment.astimezone(UTC).isoformat())
+        self._say(f"    {back:,} clips: the rows are back")
+        self.verdict.clips = {"before": clips, "deleted": clips - left, "back": back}
+        if not (back == clips > left):
+            self.verdict.differences.append(f"{back} of {clips} clips came back")
+
+    def _go_back(self, server: EmbeddedServer, cluster: str, when: str) -> int:
+        """Restore to a moment, let PostgreSQL recover, and count the clips."""
         self._command("can-restore", cluster, "--at", when, key="can-restore")
         # Beside the server's own: its account, which PostgreSQL runs as, must reach it.
         target = f"{server.directory}/restored_cluster"
@@ -197,10 +204,7 @@ class Demo:
                 back = int(_value(connection, "SELECT count(*) FROM clips"))
         self.verdict.seconds["recover"] = time.monotonic() - began
         self._say(f"    {self.verdict.seconds['recover']:.1f} s")
-        self._say(f"    {back:,} clips: the rows are back")
-        self.verdict.clips = {"before": clips, "deleted": clips - left, "back": back}
-        if not (back == clips > left):
-            self.verdict.differences.append(f"{back} of {clips} clips came back")
+        return back
 
     @contextmanager
     def _daemon(self) -> Iterator[None]:
