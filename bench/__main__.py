@@ -2,11 +2,7 @@
 
     python -m bench [--runs 3] [--scale 1] [--work DIR] [PART …]
 
-<<<<<<< HEAD
-    parts: vault large logical physical plain scale artefacts
-=======
-    parts: vault large logical plain scale artefacts wal
->>>>>>> wal
+    parts: vault large logical physical plain scale artefacts wal
 
 Prints a table; keeps it as JSON under bench/results/.
 """
