@@ -26,6 +26,8 @@ from strongroom.postgres.physical.changes import (
 from strongroom.postgres.physical.layout import relation_at
 from strongroom.postgres.physical.pages import OddPage
 
+pytestmark = pytest.mark.xdist_group("physical")  # one worker: its clusters are started once
+
 THEN = Context(7, 3, "a boot", 10**18, 10**18 + 5, 1000, 8192, 131072)
 
 
