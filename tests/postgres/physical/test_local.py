@@ -17,6 +17,8 @@ from strongroom.postgres.physical.control import ControlFile
 from strongroom.postgres.physical.local import read_control
 from strongroom.postgres.physical.manifest import Manifest
 
+pytestmark = pytest.mark.xdist_group("physical")  # one worker: its clusters are started once
+
 
 def check_indexes(connection: psycopg.Connection[Any]) -> None:
     """Every heap row in every index, where this installation has amcheck."""
@@ -185,7 +187,8 @@ def test_trap_9_tablespaces_are_taken_once_and_links_are_not_followed(
         assert b"data/link" not in found
         (problem,) = report.problems
         assert problem.path == b"data/link"
-        (name,) = {p for p in found if p.endswith(os.fsencode(path_of(tables, "one"))[-12:])}
+        last = os.fsencode(path_of(tables, "one"))[-12:]
+        (name,) = {path for path in found if path.endswith(last)}
         assert name.startswith(b"tablespaces/")
         with Restored(tables, reader, room.archive) as restored:
             restored.wait_until_writable()

@@ -42,13 +42,14 @@ def ask(address: str, fields: list[str]) -> tuple[int, bytes] | None:
     folder = -1
     try:
         channel.settimeout(PATIENCE)
-        channel.connect(os.fsencode(address))
+        channel.connect(socket_name(address))
         if peer_uid(channel) not in (0, os.geteuid()):
             return None
         folder = os.open(".", _FOLDER)
         right = (_socket.SOL_SOCKET, _socket.SCM_RIGHTS, folder.to_bytes(4, "little"))
         sent = channel.sendmsg([question], [right])
-        channel.sendall(question[sent:])
+        if sent < len(question):  # sending nothing fails where the answer was faster than we are
+            channel.sendall(question[sent:])
         return _answer(channel)
     except OSError:
         return None
@@ -56,6 +57,12 @@ def ask(address: str, fields: list[str]) -> tuple[int, bytes] | None:
         if folder >= 0:
             os.close(folder)
         channel.close()
+
+
+def socket_name(address: str) -> bytes:
+    """An address as the kernel takes it: `@name` is a name of the kernel's own, without a file."""
+    name = os.fsencode(address)
+    return b"\0" + name[1:] if name.startswith(b"@") else name
 
 
 def peer_uid(channel: _socket.socket) -> int:
