@@ -44,7 +44,7 @@ def live(major: int, seed: int, transactions: int) -> Iterator[LedgerRoom]:
             life.close(ledger, server, 1)
         # Somebody recovers to a moment of the past, and work goes on from there.
         (past,) = life.targets(random.Random(seed), 1, 1)
-        with life.recovered(past, **life.archiving()) as server:
+        with life.recovered(past, life.archiving()) as server:
             ledger = Ledger(server, seed, after=1_000_000)
             ledger.work(transactions // 2)
             life.back_up(server)
@@ -68,7 +68,8 @@ def recover(life: LedgerRoom, dice: random.Random, count: int) -> None:
     for timeline, share in ((1, count - count // 2), (2, count // 2)):
         books = life.books[timeline]
         for target in life.targets(dice, share, timeline):
-            with life.recovered(target) as server:
+            way = dice.choice([life.recovered, life.opened])
+            with way(target) as server:
                 assert_prefix(server.dsn, books, target)
                 other = replace(target, exclusive=not target.exclusive)
                 if books.prefix(other) != books.prefix(target):
