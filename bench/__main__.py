@@ -2,7 +2,7 @@
 
     python -m bench [--runs 3] [--scale 1] [--work DIR] [PART …]
 
-    parts: vault large logical physical plain scale artefacts
+    parts: vault large logical physical plain scale artefacts wal
 
 Prints a table; keeps it as JSON under bench/results/.
 """
@@ -27,6 +27,7 @@ from bench.logical import logical
 from bench.measure import Row
 from bench.physical import physical
 from bench.plain import plain
+from bench.wal import wal
 
 PARTS: dict[str, Callable[[str, int], list[Row]]] = {
     "vault": vault,
@@ -36,6 +37,7 @@ PARTS: dict[str, Callable[[str, int], list[Row]]] = {
     "plain": plain,
     "scale": scale,
     "artefacts": artefacts,
+    "wal": wal,
 }
 
 
@@ -56,6 +58,7 @@ def main() -> None:
     parts["physical"] = partial(physical, scale=chosen.scale)
     parts["plain"] = partial(plain, scale=chosen.scale)
     parts["artefacts"] = partial(artefacts, scale=chosen.scale)
+    parts["wal"] = partial(wal, scale=chosen.scale)
     try:
         for part in chosen.parts or PARTS:
             for row in parts[part](os.path.realpath(work), chosen.runs):

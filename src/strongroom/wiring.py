@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from strongroom.postgres.logical.source import LogicalSource
     from strongroom.postgres.physical.local import LocalSource
     from strongroom.postgres.rights import Rights
+    from strongroom.postgres.wal.archiver import Archiver
     from strongroom.postgres.wal.daemon import Daemon
     from strongroom.repository.catalogue import Snapshot
     from strongroom.repository.ports import Sink, SnapshotReader, Source
@@ -700,6 +701,20 @@ def wal_daemon(
         explain=explain,
         tell=tell,
     )
+
+
+def ask_archiver(
+    table: SourceTable, environ: Mapping[str, str]
+) -> tuple[Archiver | None, StrongroomError | None]:
+    """What the server of a source says of its archiving, or why it cannot be asked."""
+    from strongroom.postgres.wal.archiver import ask_archiver as ask  # noqa: PLC0415
+
+    if not isinstance(table, PostgresTable):
+        raise UsageError("The source is no database: it has no WAL.")
+    try:
+        return ask(table.dsn, _text(table.password, environ)), None
+    except StrongroomError as fault:
+        return None, fault
 
 
 _WAL_KEPT = 256 << 20  # bytes of segments that recovery will ask for next

@@ -17,6 +17,8 @@ from strongroom.postgres.physical.control import ControlFile
 from strongroom.postgres.physical.local import read_control
 from strongroom.postgres.physical.manifest import Manifest
 
+pytestmark = pytest.mark.xdist_group("physical")  # one worker: its clusters are started once
+
 
 def check_indexes(connection: psycopg.Connection[Any]) -> None:
     """Every heap row in every index, where this installation has amcheck."""

@@ -13,6 +13,8 @@ from strongroom.errors import StrongroomError
 from strongroom.postgres.embedded import EmbeddedServer
 from strongroom.postgres.physical.label import Label
 
+pytestmark = pytest.mark.xdist_group("physical")  # one worker: its clusters are started once
+
 
 def wait_for(server: EmbeddedServer, query: str) -> None:
     for _ in range(400):

@@ -26,6 +26,7 @@ SETTINGS = {
     "max_wal_senders": "5",
     "autovacuum": "off",
     "wal_level": "replica",
+    "max_prepared_transactions": "5",
     "min_wal_size": "32MB",
     "max_wal_size": "256MB",
 }

@@ -8,16 +8,25 @@ from __future__ import annotations
 
 import os
 from contextlib import suppress
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
 from strongroom import wiring
 from strongroom.cli.desk import Desk
 from strongroom.cli.flags import Everywhere
+from strongroom.cli.names import show_text
 from strongroom.cli.output import error_lines
+from strongroom.cli.records import show_moment
 from strongroom.cli.wal_client import socket_path
 from strongroom.errors import StorageUnreachable, StrongroomError
+from strongroom.format.wal import lsn_text
+from strongroom.rules.sizes import show_size
+
+if TYPE_CHECKING:
+    from strongroom.operations.wal_status import SystemStatus, TimelineStatus
+
+PROMISE_MISSED = 10
 
 _DEFAULT = Everywhere()
 _WINDOW = 16
@@ -161,6 +170,88 @@ def daemon(
         with suppress(FileNotFoundError):
             os.unlink(path)
     return 0
+
+
+def status(source: str, /, *, everywhere: Everywhere = _DEFAULT) -> int:
+    """Say how far the WAL of a source is archived, and what is amiss.
+
+    Holes between segments, files that were offered with other content, objects that cannot be read,
+    and, where the server can be reached, how far it is ahead and whether its archiver fails. Exit
+    status 10 when anything is amiss.
+
+    Parameters
+    ----------
+    source
+        The source, as it is called in strongroom.toml.
+    """
+    from strongroom.operations.wal_status import wal_status  # noqa: PLC0415 -- numpy behind it
+
+    desk = Desk(everywhere)
+    table = desk.source_table(source)
+    with desk.repository() as repository:
+        systems = wal_status(repository, source)
+    archiver, away = wiring.ask_archiver(table, desk.environ)
+    newest = max((one for each in systems for one in each.timelines), key=_newest, default=None)
+    lag = None
+    if archiver is not None:
+        lag = max(0, archiver.written - (newest.end if newest is not None else 0))
+    desk.output.document(
+        "wal",
+        {
+            "source": source,
+            "systems": [one.body() for one in systems],
+            "server": None if archiver is None else archiver.body(),
+            "server_error": None if away is None else away.what,
+            "lag": lag,
+        },
+    )
+    for each in systems:
+        desk.output.lines(_system_lines(each, source))
+    if not systems:
+        desk.output.line(f"{source}: no WAL was archived yet")
+    if archiver is not None and lag is not None:
+        last = archiver.last_archived or "nothing"
+        desk.output.line(
+            f"{source}: the server archived {last} last; {show_size(lag)} of its log"
+            " are not in the repository yet"
+        )
+        if archiver.failing:
+            desk.output.warning(
+                f"archiving fails: {archiver.last_failed} at {archiver.last_failed_time}"
+            )
+        if archiver.mode == "off":
+            desk.output.warning("archive_mode is off: the server archives nothing")
+    elif away is not None:
+        desk.output.note(f"{source}: the server was not asked: {away.what}")
+    amiss = any(each.amiss for each in systems)
+    return PROMISE_MISSED if amiss or (archiver is not None and archiver.failing) else 0
+
+
+def _newest(timeline: TimelineStatus) -> tuple[int, int]:
+    return timeline.timeline, timeline.end
+
+
+def _system_lines(system: SystemStatus, source: str) -> list[str]:
+    lines = []
+    for one in system.timelines:
+        span = f"{lsn_text(one.start)} to {lsn_text(one.end)}" if one.segments else "no segment"
+        line = f"{source}: system {system.system_id} timeline {one.timeline}: {span}"
+        line += f", {one.segments:,} segments"
+        if one.last_commit is not None:
+            line += f", last commit {show_moment(one.last_commit)}"
+        if one.last_archived is not None:
+            line += f", archived {show_moment(one.last_archived)}"
+        lines.append(line)
+        for hole in one.holes:
+            reason = show_text(hole.reason) if hole.reason else "nobody recorded why"
+            lines.append(f"  missing: {lsn_text(hole.start)} to {lsn_text(hole.end)}: {reason}")
+        lines += [
+            f"  conflict: {each.name}: other content was offered {show_moment(each.seen)}"
+            f" by {show_text(each.writer)}"
+            for each in one.conflicts
+        ]
+    lines += [f"  unread: {show_text(what)}" for what in system.unread.values()]
+    return lines
 
 
 def _explain(fault: StrongroomError) -> str:

@@ -14,7 +14,7 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from strongroom.errors import ConfigError, Damaged, Refused, StrongroomError
@@ -92,7 +92,7 @@ class _Run:
     progress: Progress
     problems: list[Problem] = field(default_factory=list)
     lock: threading.Lock = field(default_factory=threading.Lock)
-    files: list[tuple[FileFound, int, Kept]] = field(default_factory=list)
+    files: list[tuple[FileFound, int, Kept]] = field(default_factory=list)  # without their ids
     counts: Counter[str] = field(default_factory=Counter)
     written: ThisBackup | None = None
     trusted_before: int = 0
@@ -121,16 +121,16 @@ class _Run:
         if one.kept is None:
             self.counts["vanished"] += 1
             return
-        with self.lock:
-            self.files.append((one.found, one.size, one.kept))
-            if one.shrunk:
-                self.counts["shrunk"] += 1
         if self.written is not None and self.keeps(one.found) and not one.shrunk:
             self.written.add(one.found.path, one.kept)
+        with self.lock:
+            self.files.append((one.found, one.size, replace(one.kept, ids=b"")))
+            if one.shrunk:
+                self.counts["shrunk"] += 1
 
     def same(self, found: FileFound, kept: Kept) -> None:
         """A file is as it was."""
-        self.files.append((found, found.size, kept))
+        self.files.append((found, found.size, replace(kept, ids=b"")))
         if found.size:
             self.counts["unchanged"] += 1
         self.progress.advance(size=found.size, files=1)

@@ -128,6 +128,8 @@ class Reading:
                     one.fd = open_to_read(one.found.root.fd, one.found.name)
                     if not modes.S_ISREG(os.fstat(one.fd).st_mode):
                         raise OSError(errno.ENOENT, "it is no regular file any more")
+                    if one.runs > 1:
+                        os.posix_fadvise(one.fd, 0, 0, os.POSIX_FADV_SEQUENTIAL)
                 except OSError as fault:
                     self._lose(one, fault)
             return one.fd >= 0 and not one.lost
