@@ -692,7 +692,7 @@ def wal_daemon(
     served = OneConfiguration(
         path, environ.get("STRONGROOM_REPOSITORY", ""), wal_sources(configuration)
     )
-    push = PushAhead(Pusher(store).push, workers=workers, window=ahead)
+    push = PushAhead(Pusher(store, lasts=True).push, workers=workers, window=ahead)
     fetch = FetchAhead(store.get, workers=workers, window=ahead, limit=_WAL_KEPT)
     return Daemon(
         served,

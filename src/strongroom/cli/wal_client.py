@@ -14,8 +14,9 @@ from strongroom.config.places import search_path
 from strongroom.postgres.wal.client import DEFAULT_SOCKET, ask
 
 _VALUES = {"--socket": "socket", "--config": "config", "-c": "config", "--source": "source"}
-_FLAGS = {"--partial": "partial", "--standby": "standby"}
+_FLAGS = {"--partial": "partial", "--standby": "standby", "--alone": "alone"}
 _WORDS = {"push": 1, "fetch": 2}
+HELPER_IDLE = 30  # seconds without a question, upon which it ends
 
 
 def quick(argv: list[str]) -> int | None:
@@ -37,6 +38,8 @@ def quick(argv: list[str]) -> int | None:
         ",".join(sorted(flags)),
     ]
     answer = ask(socket_path(values.get("socket"), environ.get("STRONGROOM_WAL_SOCKET")), fields)
+    if answer is None and verb == "fetch":
+        answer = ask(helper_socket(), fields)
     if answer is None:
         return None
     status, said = answer
@@ -49,6 +52,24 @@ def quick(argv: list[str]) -> int | None:
 def socket_path(flag: str | None, variable: str | None) -> str:
     """Where the daemon listens."""
     return flag or variable or DEFAULT_SOCKET
+
+
+def helper_socket() -> str:
+    """Where the process listens that a fetch in this directory leaves behind: a name of the kernel's,
+    which nobody has to clear away. Who answers there is looked at all the same."""
+    here = os.stat(".")
+    return f"@strongroom-wal-{os.geteuid()}-{here.st_dev}-{here.st_ino}"
+
+
+def helper_words(argv: list[str]) -> list[str] | None:
+    """The command of that process; None where a flag stands in the way, or it is not wanted."""
+    asked = _read(argv)
+    if asked is None or asked[0] != "fetch" or "alone" in asked[2]:
+        return None
+    configuration = _configuration(asked[1].get("config") or os.environ.get("STRONGROOM_CONFIG"))
+    words = [sys.executable, "-m", "strongroom", "wal", "daemon", "--socket", helper_socket()]
+    words += ["--idle", str(HELPER_IDLE)]
+    return words + (["--config", configuration] if configuration else [])
 
 
 def _read(argv: list[str]) -> tuple[str, dict[str, str], set[str], list[str]] | None:

@@ -6,7 +6,9 @@ Each with the daemon and without it: what they answer must not depend on it.
 from __future__ import annotations
 
 import os
+import shutil
 import signal
+import socket
 import struct
 import subprocess
 import sys
@@ -297,6 +299,34 @@ def test_the_socket_is_its_user_s_and_one_daemon_s(room: WalRoom, still: Still) 
 
 def test_a_daemon_ends_when_nobody_asks(room: WalRoom) -> None:
     assert room.daemon("--idle", "0.2").wait(60) == 0
+
+
+def test_a_fetch_leaves_a_process_behind_that_answers_those_that_follow(
+    room: WalRoom, still: Still
+) -> None:
+    first, second = still.segments[:2]
+    for name in (first, second):
+        room.push(still.data, f"pg_wal/{name}")
+    restored = room.root / "restored"  # a data directory that no process knows
+    shutil.copytree(Path(still.data, "global"), restored / "global")
+    shutil.copy(Path(still.data, "PG_VERSION"), restored)
+    for path in [restored, *restored.rglob("*")]:
+        os.chown(path, room.account.uid, room.account.gid)
+    here = restored.stat()
+    address = f"\0strongroom-wal-{room.account.uid}-{here.st_dev}-{here.st_ino}"
+
+    def answers() -> bool:
+        with socket.socket(socket.AF_UNIX) as probe:
+            return probe.connect_ex(address) == 0
+
+    room.fetch(str(restored), first, "x", "--alone")
+    room.fetch(str(restored), "00000009.history", "x", status=1)
+    assert not answers()
+    room.fetch(str(restored), first, "x")
+    until(answers)
+    room.key.unlink()  # nobody else can read any more
+    room.fetch(str(restored), second, "x")
+    assert (restored / "x").read_bytes() == still.read(f"pg_wal/{second}")
 
 
 def test_trap_32_the_daemon_looks_ahead_and_trusts_no_stale_success(

@@ -7,6 +7,8 @@ comes here is done here.
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from contextlib import suppress
 from typing import TYPE_CHECKING, Annotated
 
@@ -18,9 +20,9 @@ from strongroom.cli.flags import Everywhere
 from strongroom.cli.names import show_text
 from strongroom.cli.output import error_lines
 from strongroom.cli.records import show_moment
-from strongroom.cli.wal_client import socket_path
+from strongroom.cli.wal_client import helper_words, socket_path
 from strongroom.errors import StorageUnreachable, StrongroomError
-from strongroom.format.wal import lsn_text
+from strongroom.format.wal import WalKind, lsn_text
 from strongroom.rules.sizes import show_size
 
 if TYPE_CHECKING:
@@ -79,6 +81,7 @@ def fetch(
     *,
     partial: bool = False,
     standby: bool = False,
+    alone: bool = False,
     source: str | None = None,
     socket: str | None = None,
     everywhere: Everywhere = _DEFAULT,
@@ -88,6 +91,9 @@ def fetch(
     Exit status 0: delivered, verified. 1: the repository was asked and does not hold it, which
     PostgreSQL takes for the end of the log. 126 or more: anything else (200 and the usual status;
     143 when it was stopped), upon which PostgreSQL stops instead of opening the database.
+
+    Where no daemon listens, the first one leaves a process behind that reads ahead for those that
+    follow, and ends when nobody has asked for half a minute.
 
     Parameters
     ----------
@@ -101,6 +107,8 @@ def fetch(
     standby
         A storage that cannot be reached is status 1 while standby.signal is there: a standby asks
         again for ever, and would stop for good upon any other status.
+    alone
+        Leave no process behind.
     source
         Not needed: the data directory says which system it is.
     socket
@@ -112,7 +120,7 @@ def fetch(
     from strongroom.repository.wal import WalStore  # noqa: PLC0415
 
     del socket, source
-    check_name(name)
+    kind = check_name(name)
     desk = Desk(everywhere)
     directory = DataDirectory.here()
     try:
@@ -123,7 +131,25 @@ def fetch(
             raise
         desk.output.error_lines(fault)
         return 1
+    if found and not alone and kind is WalKind.SEGMENT:
+        _leave_helper()
     return 0 if found else 1
+
+
+def _leave_helper() -> None:
+    """Start the process that answers the fetches that follow. One that runs already wins."""
+    words = helper_words(sys.argv[1:])
+    if words is None:
+        return
+    with suppress(OSError):  # what was asked for is delivered: without help the next is slower
+        subprocess.Popen(
+            words,
+            cwd="/",
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
 
 
 def daemon(
@@ -151,24 +177,24 @@ def daemon(
 
     desk = Desk(everywhere)
     path = socket_path(socket, desk.environ.get("STRONGROOM_WAL_SOCKET"))
-    listener = listen(path)
-    try:
-        with desk.repository() as repository:
-            serving = wiring.wal_daemon(
-                repository,
-                desk.configuration,
-                path=desk.loaded.path,
-                environ=desk.environ,
-                ahead=max(0, ahead),
-                explain=_explain,
-                tell=desk.output.note,
-            )
+    with desk.repository() as repository:
+        serving = wiring.wal_daemon(
+            repository,
+            desk.configuration,
+            path=desk.loaded.path,
+            environ=desk.environ,
+            ahead=max(0, ahead),
+            explain=_explain,
+            tell=desk.output.note,
+        )
+        listener = listen(path)
+        try:
             desk.output.note(f"listening at {path}")
             serving.serve(listener, idle=idle)
-    finally:
-        listener.close()
-        with suppress(FileNotFoundError):
-            os.unlink(path)
+        finally:
+            listener.close()
+            with suppress(FileNotFoundError):
+                os.unlink(path)
     return 0
 
 

@@ -42,7 +42,7 @@ def ask(address: str, fields: list[str]) -> tuple[int, bytes] | None:
     folder = -1
     try:
         channel.settimeout(PATIENCE)
-        channel.connect(os.fsencode(address))
+        channel.connect(socket_name(address))
         if peer_uid(channel) not in (0, os.geteuid()):
             return None
         folder = os.open(".", _FOLDER)
@@ -56,6 +56,12 @@ def ask(address: str, fields: list[str]) -> tuple[int, bytes] | None:
         if folder >= 0:
             os.close(folder)
         channel.close()
+
+
+def socket_name(address: str) -> bytes:
+    """An address as the kernel takes it: `@name` is a name of the kernel's own, without a file."""
+    name = os.fsencode(address)
+    return b"\0" + name[1:] if name.startswith(b"@") else name
 
 
 def peer_uid(channel: _socket.socket) -> int:

@@ -27,6 +27,7 @@ from strongroom.postgres.wal.client import (
     fetch_status,
     peer_uid,
     push_status,
+    socket_name,
 )
 from strongroom.postgres.wal.directory import DataDirectory
 from strongroom.postgres.wal.fetch import Fetcher
@@ -48,7 +49,7 @@ class Question:
     source: str
     name: str  # of the file, to fetch
     path: str
-    flags: frozenset[str]  # partial, standby
+    flags: frozenset[str]  # partial, standby, alone
 
     def fields(self) -> list[str]:
         """As they are sent."""
@@ -99,17 +100,9 @@ class Daemon:
         self._explain, self._tell = explain, tell
         self._pool = ThreadPoolExecutor(_CLIENTS, thread_name_prefix="wal-client")
 
-    def serve(
-        self,
-        listener: socket.socket,
-        *,
-        idle: float | None = None,
-        ready: threading.Event | None = None,
-    ) -> None:
+    def serve(self, listener: socket.socket, *, idle: float | None = None) -> None:
         """Serve until an exception ends it, or for `idle` seconds nobody asked."""
         listener.settimeout(idle)
-        if ready is not None:
-            ready.set()
         with contextlib.suppress(TimeoutError):
             while True:
                 channel, _ = listener.accept()
@@ -194,11 +187,11 @@ def listen(path: str) -> socket.socket:
     """Listen at a socket for our own user; Busy when a daemon answers there, ConfigError."""
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
-        if not path.startswith("\0"):
+        if not path.startswith("@"):
             _clear(path)
         before = os.umask(0o177)
         try:
-            listener.bind(os.fsencode(path))
+            listener.bind(socket_name(path))
         finally:
             os.umask(before)
         listener.listen(_CLIENTS)
@@ -238,7 +231,9 @@ def _clear(path: str) -> None:
 
 def _receive(channel: socket.socket) -> tuple[Question, DataDirectory] | None:
     """Read a question and the directory that came with it."""
-    data, rights, _, _ = channel.recvmsg(QUESTION_LIMIT, socket.CMSG_SPACE(4 * 4))
+    data, rights, _, _ = channel.recvmsg(
+        QUESTION_LIMIT, socket.CMSG_SPACE(4 * 4), socket.MSG_CMSG_CLOEXEC
+    )
     descriptors = array.array("i")
     for level, kind, content in rights:
         if (level, kind) == _RIGHTS:
@@ -257,7 +252,6 @@ def _receive(channel: socket.socket) -> tuple[Question, DataDirectory] | None:
             question = Question.read(data[8 : 8 + int.from_bytes(data[4:8], "little")])
         except ValueError:
             return None
-        os.set_inheritable(descriptors[0], False)
         held = DataDirectory(descriptors.pop())
         return question, held
     finally:

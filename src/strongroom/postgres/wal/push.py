@@ -9,17 +9,18 @@ name, and with what the source has in the repository.
 from __future__ import annotations
 
 import threading
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 
 from strongroom.errors import Refused, StrongroomError, UsageError
 from strongroom.format.wal import SegmentName, WalKind, kind_of, parse_history
 from strongroom.postgres.physical.control import ControlFile
 from strongroom.postgres.wal.directory import DataDirectory
 from strongroom.postgres.wal.records import Carry, read_header, scan_segment
-from strongroom.repository.wal import Put, WalStore
+from strongroom.repository.wal import SUMMARY_FILES, Put, WalStore
 
 SMALL = 1024 * 1024  # bytes; history and label files have some hundred
 _CARRIES = 256  # what so many segments left to the next one is kept
@@ -47,10 +48,16 @@ def file_name(path: str) -> str:
 
 
 class Pusher:
-    """Takes files into one repository. Safe for many threads."""
+    """Takes files into one repository. Safe for many threads.
 
-    def __init__(self, store: WalStore, *, accept_system: bool = False) -> None:
-        self._store, self._accept = store, accept_system
+    One that `lasts` sums up what it has stored, now and then, so that listings need not read all.
+    """
+
+    def __init__(
+        self, store: WalStore, *, accept_system: bool = False, lasts: bool = False
+    ) -> None:
+        self._store, self._accept, self._lasts = store, accept_system, lasts
+        self._stored: Counter[tuple[int, int]] = Counter()
         self._known: set[tuple[str, int]] = set()
         self._lock = threading.Lock()
         self._carries = _Carries()
@@ -74,7 +81,18 @@ class Pusher:
             _check_small(name, kind, data)
             facts = None
         put = self._store.put(control.system_id, name, memoryview(data), facts=facts)
+        if self._lasts and put is Put.STORED:
+            self._sum_up(control.system_id, int(name[:8], 16))
         return Pushed(name, put)
+
+    def _sum_up(self, system_id: int, timeline: int) -> None:
+        """In a thread of its own: nobody waits for it, and nothing is lost where it fails."""
+        with self._lock:
+            self._stored[system_id, timeline] += 1
+            due = self._stored[system_id, timeline] % SUMMARY_FILES == 1
+        if due:
+            call = partial(self._store.summarise, system_id, timeline)
+            threading.Thread(target=_quietly, args=(call,), daemon=True).start()
 
     def _before(
         self, directory: DataDirectory, path: str, control: ControlFile, segment: SegmentName
@@ -113,6 +131,11 @@ class Pusher:
             if system_id not in systems:
                 self._store.bind(source, system_id)
             self._known.add((source, system_id))
+
+
+def _quietly(call: Callable[[], object]) -> None:
+    with suppress(StrongroomError):
+        call()
 
 
 class _Carries:
