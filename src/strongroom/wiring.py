@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import gc
 import os
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -32,8 +33,10 @@ if TYPE_CHECKING:
     from strongroom.keys.base import KeyHolder
     from strongroom.operations.runbook_database import DatabaseRunbook
     from strongroom.operations.runbook_vault import VaultRunbook
+    from strongroom.postgres.clients import Clients
     from strongroom.postgres.logical.source import LogicalSource
     from strongroom.postgres.physical.local import LocalSource
+    from strongroom.postgres.recovery.settings import Recovery
     from strongroom.postgres.rights import Rights
     from strongroom.postgres.wal.archiver import Archiver
     from strongroom.postgres.wal.daemon import Daemon
@@ -718,6 +721,89 @@ def ask_archiver(
 
 
 _WAL_KEPT = 256 << 20  # bytes of segments that recovery will ask for next
+
+
+# -- clusters ----------------------------------------------------------------------------------
+
+
+def cluster_sink(
+    target: bytes,
+    *,
+    recovery: Recovery,
+    delta: bool,
+    spaces: Mapping[bytes, bytes],
+    owner: bool,
+    jobs: int | None,
+) -> Sink:
+    """The sink that fills a data directory."""
+    from strongroom.postgres.recovery.sink import PhysicalSink  # noqa: PLC0415
+
+    return PhysicalSink(
+        target,
+        recovery=recovery,
+        delta=delta,
+        spaces=spaces,
+        owner=None if owner else False,
+        jobs=jobs,
+    )
+
+
+def fetch_command(
+    config: str | None,
+    environ: Mapping[str, str],
+    *,
+    repository: str | None = None,
+    key_file: str | None = None,
+    passphrase_file: str | None = None,
+    recovery_code_file: str | None = None,
+    standby: bool = False,
+    partial: bool = False,
+) -> str:
+    """restore_command of a cluster restored here: this program, with this configuration.
+
+    Only names of files and places are in it, no secret. $STRONGROOM_PROGRAM names the program
+    where it is started through another one.
+    """
+    from strongroom.postgres.recovery.settings import command  # noqa: PLC0415
+
+    program = environ.get("STRONGROOM_PROGRAM") or os.path.abspath(sys.argv[0])
+    if os.path.basename(program) == "strongroom" and os.access(program, os.X_OK):
+        words = [program]
+    else:
+        words = [sys.executable, "-m", "strongroom"]
+    words += ["wal", "fetch", "%f", "%p"]
+    if config is not None:
+        words.append(f"--config={os.path.abspath(config)}")
+    if environ.get("STRONGROOM_WAL_SOCKET"):
+        words.append(f"--socket={environ['STRONGROOM_WAL_SOCKET']}")
+    place = repository or environ.get("STRONGROOM_REPOSITORY")
+    if place:
+        words.append(f"--repository={place if '://' in place else os.path.abspath(place)}")
+    for flag, path in (
+        ("--key-file", key_file),
+        ("--passphrase-file", passphrase_file),
+        ("--recovery-code-file", recovery_code_file),
+    ):
+        if path is not None:
+            words.append(f"{flag}={os.path.abspath(path)}")
+    words += ["--standby"] * standby + ["--partial"] * partial
+    return command(words)
+
+
+def clients(table: SourceTable | None) -> Clients:
+    """The client programs that a source uses."""
+    from strongroom.postgres.clients import Clients  # noqa: PLC0415
+
+    return Clients.found(table.bin_dir if isinstance(table, PostgresTable) else None)
+
+
+def database_of(table: SourceTable | None) -> str | None:
+    """The database that a source's dsn names."""
+    if not isinstance(table, PostgresTable):
+        return None
+    from strongroom.postgres.server import Conninfo  # noqa: PLC0415
+
+    return Conninfo.parse(table.dsn).parameters.get("dbname")
 
 
 # -- artefacts ---------------------------------------------------------------------------------

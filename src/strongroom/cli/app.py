@@ -23,7 +23,10 @@ VERBS: dict[tuple[str, ...], tuple[str, Group]] = {
     ("list",): ("listing:list_snapshots", EVERYDAY),
     ("check",): ("check:check", EVERYDAY),
     ("doctor",): ("doctor:doctor", EVERYDAY),
+    ("can-restore",): ("recovery:can_restore", RECOVER),
+    ("points",): ("recovery:points", RECOVER),
     ("restore",): ("restore:restore", RECOVER),
+    ("table",): ("recovery:table", RECOVER),
     ("ls",): ("browse:ls", RECOVER),
     ("get",): ("browse:get", RECOVER),
     ("diff",): ("browse:diff", RECOVER),
@@ -53,7 +56,7 @@ NOUNS = {
     "config": "The configuration.",
 }
 # Commands that may take long: with --json they print lines, the last of type "result".
-LONG = frozenset({"backup", "restore", "check", "demo", "export", "import"})
+LONG = frozenset({"backup", "restore", "check", "demo", "export", "import", "table"})
 
 
 def build() -> App:

@@ -503,7 +503,7 @@ def _on(way: _Path, wanted: Sequence[Base], target: Target) -> Verdict:
     """Try the backups on one timeline, the nearest before the target first."""
     reasons: list[str] = []
     first_gap: Gap | None = None
-    position = _position(way, target)
+    position = position_on(way, target)
     if isinstance(position, str):
         return Verdict(False, target, (position,))
     for base in wanted:
@@ -531,7 +531,7 @@ def _on(way: _Path, wanted: Sequence[Base], target: Target) -> Verdict:
     return Verdict(False, target, tuple(reasons), timeline=way.timeline, gap=first_gap)
 
 
-def _position(way: _Path, target: Target) -> int | str | None:
+def position_on(way: _Path, target: Target) -> int | str | None:
     """The position of a target that has one; None for a time or the end; why there is none."""
     if target.kind in {"lsn", "xid"}:
         if target.lsn is None:
@@ -752,6 +752,7 @@ __all__ = [
     "newest_timeline",
     "path_to",
     "points",
+    "position_on",
     "segment_text",
     "show",
 ]

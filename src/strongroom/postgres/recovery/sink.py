@@ -90,8 +90,8 @@ class PhysicalSink:
     def preflight(self, snapshot: SnapshotReader) -> Mapping[str, Any]:
         """Say what will be done. Refused; changes nothing."""
         facts = facts_of(snapshot)
-        spaces = self._locations(facts)
         exists, old = self._look_at(self._target, facts)
+        spaces = self._locations(facts)
         size = sum(facts.size_by_kind.values()) or _size(snapshot)
         room = os.statvfs(_nearest(self._target))
         free = room.f_bavail * room.f_frsize
