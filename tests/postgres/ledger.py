@@ -178,7 +178,7 @@ class Account:
                 names = [name for name in names if name in self.names]
                 found.append(Target("name", name=dice.choice(names), timeline=self.timeline))
             elif kind == "immediate":
-                lsn, _ = dice.choice(stops)
+                lsn, _ = stops[-1]  # of the newest backup, which is what is meant
                 found.append(Target("immediate", lsn=lsn, timeline=self.timeline))
             else:
                 found.append(Target("latest", timeline=self.timeline))

@@ -28,7 +28,7 @@ from postgres.wal.room import WalRoom, program, ready, until
 from strongroom import wiring
 from strongroom.config.loading import load
 from strongroom.errors import ObjectMissing
-from strongroom.format.wal import history_name, parse_history
+from strongroom.format.wal import history_name, lsn_text, parse_history
 from strongroom.postgres.embedded import EmbeddedServer, Installation
 from strongroom.postgres.physical.facts import PhysicalFacts
 from strongroom.postgres.recovery.settings import Recovery
@@ -69,6 +69,7 @@ class LedgerRoom:
         self.room, self.installation, self.seed = room, installation, seed
         self.log = room.root / "log"  # what pg_wal held, for pg_waldump
         self.log.mkdir()
+        self.config = room.root / "backup.toml"
         self.books: dict[int, Account] = {}
         self.forks: dict[int, int] = {}  # where a timeline left the one before it
         self.password = ""
@@ -92,17 +93,20 @@ class LedgerRoom:
     def back_up(self, server: EmbeddedServer) -> None:
         """`strongroom backup db`, by the account of the server."""
         parameters = conninfo_to_dict(server.dsn)
-        self.room.environ["LEDGER_PASSWORD"] = str(parameters.pop("password"))
+        self.room.environ |= {
+            "LEDGER_PASSWORD": str(parameters.pop("password")),
+            "STRONGROOM_PROGRAM": program(),
+            "STRONGROOM_WAL_SOCKET": str(self.room.socket),
+        }
         dsn = make_conninfo(**{key: str(value) for key, value in parameters.items()})
-        config = self.room.root / "backup.toml"
-        config.write_text(
+        self.config.write_text(
             f'cache_dir = "{self.room.root}/cache"\n'
             f'[repository]\nurl = "{self.room.repository}"\nkey_file = "{self.room.key}"\n'
             f'[source.db]\ntype = "postgres"\nmethod = "physical"\nvia = "local"\ndsn = "{dsn}"\n'
             'password = "env:LEDGER_PASSWORD"\n'
         )
-        config.chmod(0o644)
-        self.room.run("backup", "db", "--config", str(config))
+        self.config.chmod(0o644)
+        self.room.run("backup", "db", "--config", str(self.config))
 
     def close(self, ledger: Ledger, server: EmbeddedServer, timeline: int) -> None:
         """Wait until all of the log is archived, and close the books of a timeline."""
@@ -169,9 +173,8 @@ class LedgerRoom:
             return base.timeline == timeline
         return base.stop_lsn <= self.forks[timeline]
 
-    def _recovery(self, target: Target, restore_command: str | None = None) -> Recovery:
+    def _recovery(self, target: Target) -> Recovery:
         return Recovery(
-            restore_command=restore_command,
             time=target.time,
             lsn=target.lsn if target.kind == "lsn" else None,
             xid=target.xid,
@@ -191,17 +194,11 @@ class LedgerRoom:
     def recovered(
         self, target: Target, archiving: dict[str, str] | None = None
     ) -> Iterator[EmbeddedServer]:
-        """A server that was restored into a directory of its own, and promoted at the target."""
-        fetch = " ".join([program(), *self.room.words("fetch", "%f", "%p")])
+        """`strongroom restore`, into a directory of its own; the server is promoted there."""
         server = Recovered(self.installation, self.password, SETTINGS)
         try:
-            sink = PhysicalSink(
-                os.fsencode(server.data_directory),
-                recovery=self._recovery(target, fetch),
-                owner=(self.room.account.uid, self.room.account.gid),
-            )
-            with self.repository() as repository:
-                self._restore(repository, target, sink)
+            words = [*_words(target), "--to", server.data_directory]
+            self.room.run("restore", "db", "--config", str(self.config), *words)
             server.take_over(archiving=archiving)
             server.start()
             with server.connect() as connection:
@@ -236,3 +233,19 @@ class LedgerRoom:
     @property
     def system_id(self) -> int:
         return self.backups()[0].facts.system_id
+
+
+def _words(target: Target) -> list[str]:
+    """A target as a person writes it."""
+    words = [f"--timeline={target.timeline}"]
+    if target.time is not None:
+        words.append(f"--at={target.time.isoformat()}")
+    elif target.kind == "lsn" and target.lsn is not None:
+        words.append(f"--lsn={lsn_text(target.lsn)}")
+    elif target.kind == "xid":
+        words.append(f"--xid={target.xid}")
+    elif target.kind == "name":
+        words.append(f"--name={target.name}")
+    elif target.kind == "immediate":
+        words.append("--immediate")
+    return [*words, "--exclusive"] if target.exclusive else words
