@@ -32,6 +32,8 @@ Fetch = Callable[[str], bytes | None]
 _AHEAD = 4
 _DOUBT = 255  # above 125: recovery stops instead of taking it for the log's end
 _PAUSE = 0.05
+_LOG_READ = 256 * 1024
+_HBA = "local all all trust\n"
 _SCRIPT = """\
 #!/bin/sh
 printf '%s %s\\n' "$1" "$2" > {ask} || exit 255
@@ -53,9 +55,10 @@ class Sandbox(EmbeddedServer):
         *,
         directory: str | None = None,
         settings: Mapping[str, str] | None = None,
+        ahead: int = _AHEAD,
     ) -> None:
         super().__init__(_installation(major), directory, durable=False, settings=settings)
-        self._deliverer = _Deliverer(fetch, self)
+        self._deliverer = _Deliverer(fetch, self, ahead)
         self._initialised = True
 
     @property
@@ -83,6 +86,7 @@ class Sandbox(EmbeddedServer):
 
     def close(self) -> None:
         """Stop the server and remove everything."""
+        self.stop(immediate=True)
         super().close()
         self._deliverer.close()
 
@@ -128,24 +132,30 @@ class Sandbox(EmbeddedServer):
             "max_locks_per_transaction": str(control.max_locks_per_transaction),
         }
         values |= dict(recovery.settings())
-        script = os.path.join(folder, "fetch")
-        values["restore_command"] = command(["/bin/sh", script, "%f", "%p"])
+        values["restore_command"] = self._fetch_command()
         values |= self._settings
         lines = [f"{name} = {quoted(value)}\n" for name, value in values.items()]
         files = {
-            "fetch": _SCRIPT.format(
-                ask=shlex.quote(os.path.join(folder, "ask")),
-                answer=shlex.quote(os.path.join(folder, "answer")),
-            ),
             "sandbox.conf": "".join(lines),
-            "hba.conf": "local all all trust\n",
+            "hba.conf": _HBA,
             "ident.conf": "",
         }
         for name, text in files.items():
-            path = os.path.join(folder, name)
-            with suppress(FileNotFoundError):
-                os.unlink(path)
-            self.give(path, text.encode())
+            self._keep(name, text)
+
+    def _keep(self, name: str, text: str) -> None:
+        path = os.path.join(self.directory, name)
+        with suppress(FileNotFoundError):
+            os.unlink(path)
+        self.give(path, text.encode())
+
+    def _fetch_command(self) -> str:
+        """restore_command that asks us; its script is written."""
+        pipes = {
+            name: shlex.quote(os.path.join(self.directory, name)) for name in ("ask", "answer")
+        }
+        self._keep("fetch", _SCRIPT.format(**pipes))
+        return command(["/bin/sh", os.path.join(self.directory, "fetch"), "%f", "%p"])
 
     def _arguments(self) -> list[str]:
         return ["-c", f"config_file={os.path.join(self.directory, 'sandbox.conf')}"]
@@ -178,8 +188,9 @@ class Sandbox(EmbeddedServer):
         """Why it ended: what was not delivered, else what the server said last."""
         if self._deliverer.fault is not None:
             return self._deliverer.fault
-        said = self._log_tail()
-        fatal = re.findall(r"FATAL: +([^/]*)", said)
+        with open(self.log_path, "rb") as log:
+            said = log.read()[-_LOG_READ:].decode("utf-8", "replace")
+        fatal = re.findall(r"FATAL: +(.*)", said)
         if "recovery ended before configured recovery target" in said:
             return Damaged(
                 "PostgreSQL came to the end of the log before the target.",
@@ -187,16 +198,56 @@ class Sandbox(EmbeddedServer):
                 do="`strongroom points SOURCE --gaps` shows what there is.",
             )
         return DatabaseUnreachable(
-            f"The throw-away server ended: {fatal[-1].strip() if fatal else said}",
+            f"The throw-away server ended: {fatal[0].strip() if fatal else self._log_tail()}",
             means="Nothing of yours was touched; the repository is as it was.",
         )
+
+
+class Restored(Sandbox):
+    """A server on a directory that `strongroom restore` made, with the settings that came with it.
+
+    Only where it listens is ours, who may come in, and who runs the command that fetches its log.
+    """
+
+    def __init__(self, data: str, fetch: Fetch) -> None:
+        with open(os.path.join(data, "PG_VERSION"), encoding="ascii") as file:
+            major = int(file.read())
+        super().__init__(major, fetch, ahead=0)
+        self._data, self._words = data, list[str]()
+
+    @property
+    def data_directory(self) -> str:
+        """The restored directory; it stays."""
+        return self._data
+
+    def open(self, *, progress: Progress) -> None:
+        """Start it and wait until it has recovered."""
+        with open(os.path.join(self._data, "global/pg_control"), "rb") as file:
+            control = ControlFile.parse(file.read(FILE_SIZE))
+        self._deliverer.start(control.wal_segment_size)
+        self._keep("hba.conf", _HBA)
+        values = {
+            "listen_addresses": "",
+            "port": str(self.port),
+            "unix_socket_directories": self.socket_directory,
+            "hba_file": os.path.join(self.directory, "hba.conf"),
+            "restore_command": self._fetch_command(),
+        }
+        self._words = [word for row in values.items() for word in ("-c", "=".join(row))]
+        self.user = next(iter(superusers(self._data)), self.user)
+        self._guard = self._launch()
+        progress.phase("recovering")
+        self._wait_for_recovery(Recovery())
+
+    def _arguments(self) -> list[str]:
+        return self._words
 
 
 class _Deliverer:
     """Answers the server's restore_command, through two pipes that its script writes and reads."""
 
-    def __init__(self, fetch: Fetch, sandbox: Sandbox) -> None:
-        self._fetch, self._sandbox = fetch, sandbox
+    def __init__(self, fetch: Fetch, sandbox: Sandbox, ahead: int) -> None:
+        self._fetch, self._sandbox, self._window = fetch, sandbox, ahead
         self.fault: StrongroomError | None = None
         self.delivered: list[str] = []
         self._pool: ThreadPoolExecutor | None = None
@@ -209,7 +260,7 @@ class _Deliverer:
         if self._thread is not None:
             return
         self._size = segment_size
-        self._pool = ThreadPoolExecutor(_AHEAD, thread_name_prefix="sandbox-wal")
+        self._pool = ThreadPoolExecutor(max(1, self._window), thread_name_prefix="sandbox-wal")
         pipes = []
         for name in ("ask", "answer"):
             path = os.path.join(self._sandbox.directory, name)
@@ -271,7 +322,7 @@ class _Deliverer:
         for after in self._next(name):
             if after not in self._ahead:
                 self._ahead[after] = self._pool.submit(self._fetch, after)
-        while len(self._ahead) > 2 * _AHEAD:
+        while len(self._ahead) > 2 * self._window:
             self._ahead.popitem(last=False)[1].cancel()
         found = known.result() if known is not None else None
         return self._fetch(name) if found is None else found
@@ -281,7 +332,7 @@ class _Deliverer:
             return
         with suppress(ValueError):
             segment = SegmentName.parse(name, self._size)
-            for _ in range(_AHEAD):
+            for _ in range(self._window):
                 segment = segment.next()
                 yield str(segment)
 

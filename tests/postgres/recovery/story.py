@@ -49,7 +49,7 @@ class Story:
         self.server: EmbeddedServer = cluster(
             major,
             archive_mode="on",
-            archive_command=f'test -f "{wal}/%f" || cp %p "{wal}/%f"',
+            archive_command=f'test -f "{wal}/%f" || (cp %p "{wal}/.%f" && mv "{wal}/.%f" "{wal}/%f")',
             track_commit_timestamp="on",
             max_prepared_transactions="3",
         )
@@ -76,7 +76,7 @@ class Story:
             row = connection.execute("SELECT pg_walfile_name(pg_switch_wal())").fetchone()
         assert row is not None
         self.last = self.room.archive.folder / row[0]
-        for _ in range(600):
+        for _ in range(2400):
             if self.last.exists() and self.last.stat().st_size == 16 << 20:
                 return
             time.sleep(0.05)

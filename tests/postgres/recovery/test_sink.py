@@ -73,7 +73,7 @@ def test_trap_9_and_54_tablespaces_go_where_they_are_told(story16: Story, place:
     assert os.readlink(link) == f"{place}-space"
     assert (place / "tablespace_map").read_text() == f"{oid} {place}-space\n"
     with pytest.raises(Refused, match="no tablespace"):
-        sink(story16, place, spaces={b"/none": b"/x"}).preflight(
+        sink(story16, place.parent / "other", spaces={b"/none": b"/x"} | same).preflight(
             story16.room.reader(story16.report)
         )
 
