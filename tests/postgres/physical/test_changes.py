@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import time
 from dataclasses import replace
@@ -287,3 +288,21 @@ def test_trap_15_a_file_system_with_another_clock_is_not_believed(
     os.utime(control, ns=(now, now - 10**10))
     assert local._skew(directory, now, standby=True) == ""  # no checkpoint of its own
     os.utime(control, ns=(facts.st_atime_ns, facts.st_mtime_ns))
+
+
+def test_trap_15_a_clock_set_in_the_middle_keeps_nothing(
+    tables: EmbeddedServer, room: Room, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    time.sleep(2.2)
+    real, calls = changes.clocks, itertools.count()
+
+    def stepped() -> tuple[str, int, int]:
+        boot, ahead, wall = real()
+        return boot, ahead - 10**10 * next(calls), wall
+
+    with monkeypatch.context() as patched:
+        patched.setattr(local.changes, "clocks", stepped)
+        _, facts = room.take()
+    assert facts.notes["all_read"] == "the clock was set meanwhile"
+    _, facts = room.take()
+    assert "unchanged" not in facts.notes

@@ -187,7 +187,8 @@ def test_trap_9_tablespaces_are_taken_once_and_links_are_not_followed(
         assert b"data/link" not in found
         (problem,) = report.problems
         assert problem.path == b"data/link"
-        (name,) = {p for p in found if p.endswith(os.fsencode(path_of(tables, "one"))[-12:])}
+        last = os.fsencode(path_of(tables, "one"))[-12:]
+        (name,) = {path for path in found if path.endswith(last)}
         assert name.startswith(b"tablespaces/")
         with Restored(tables, reader, room.archive) as restored:
             restored.wait_until_writable()

@@ -90,6 +90,9 @@ class _Run:
 
     session: Session
     progress: Progress
+    bracket: Bracket
+    directory: bytes
+    control: ControlFile
     problems: list[Problem] = field(default_factory=list)
     lock: threading.Lock = field(default_factory=threading.Lock)
     files: list[tuple[FileFound, int, Kept]] = field(default_factory=list)  # without their ids
@@ -97,6 +100,7 @@ class _Run:
     written: ThisBackup | None = None
     trusted_before: int = 0
     believed: frozenset[int] = frozenset()  # devices
+    doubt: str = ""  # why nothing was taken as unchanged
 
     def told(self, path: bytes, reason: str) -> None:
         """Note what is not in the backup, and tell of it."""
@@ -215,100 +219,77 @@ class LocalSource:
     def back_up(self, session: Session, *, progress: Progress) -> Taken:
         """Push the cluster into the session; see `ports.Source`."""
         self._drop()
-        run = _Run(session, progress)
         progress.phase("connecting")
         try:
             with Bracket(self._conninfo) as bracket:
-                return self._take(bracket, run)
+                directory, control = self._find(bracket)
+                return self._take(_Run(session, progress, bracket, directory, control))
         except BaseException:
             self._drop()
             raise
 
-    def _take(self, bracket: Bracket, run: _Run) -> Taken:
-        progress = run.progress
-        directory, control = self._find(bracket)
+    def _take(self, run: _Run) -> Taken:
+        bracket, control, phase = run.bracket, run.control, run.progress.phase
         if self._archive is not None:
             self._archive.expect(control.system_id)
-        kept = self._external_files(bracket, directory, run)
-        boot, ahead, called = changes.clocks()
-        progress.phase("waiting for a checkpoint")
+        kept = self._external_files(run)
+        now = changes.clocks()
+        phase("waiting for a checkpoint")
         bracket.begin()
-        progress.phase("listing files")
-        listing = self._list(bracket, directory, control, run)
+        phase("listing files")
+        listing = self._list(run)
         try:
-            wall = time.time_ns()
-            context = Context(
-                control.system_id,
-                control.timeline,
-                boot,
-                ahead,
-                wall,
-                0,
-                control.block_size,
-                control.segment_blocks,
-            )
-            margin = changes.MARGIN_NS
-            if bracket.server.standby:
-                margin = changes.MARGIN_STANDBY_NS
-            run.trusted_before = called - margin
-            run.believed = _believed(listing)
-            doubt = self._read_all(bracket, listing, directory, control, context, run, called)
-            progress.phase("reading pg_control")
-            last_control, data = read_control(directory)
+            context = _begin_to_believe(run, listing, now)
+            self._read_all(listing, context, run)
+            phase("reading pg_control")
+            last_control, data = read_control(run.directory)
             if last_control.system_id != control.system_id:
                 raise StrongroomError("pg_control became another cluster's during the backup.")
-            progress.phase("ending the backup")
+            phase("ending the backup")
             stopped = bracket.end()
             self._check_stop(stopped, bracket, last_control)
-            wal = self._copy_wal(bracket, directory, control, stopped, progress)
-            self._finish_cache(context, stopped)
-            return self._tree(
-                bracket, listing, control, data, stopped, kept, run, wal=wal, doubt=doubt
-            )
+            wal = self._copy_wal(stopped, run)
+            if run.written is not None:
+                run.written.finish(replace(context, stop_lsn=stopped.lsn))
+            return self._tree(listing, data, stopped, kept, wal, run)
         finally:
             listing.close()
 
-    def _external_files(self, bracket: Bracket, directory: bytes, run: _Run) -> external.External:
-        said = [os.fsencode(path) for path in bracket.configuration_files()]
+    def _external_files(self, run: _Run) -> external.External:
+        said = [os.fsencode(path) for path in run.bracket.configuration_files()]
         return external.keep(
-            self._external, said, inside=directory, lane=run.session.lane(), told=run.told
+            self._external, said, inside=run.directory, lane=run.session.lane(), told=run.told
         )
 
-    def _list(self, bracket: Bracket, directory: bytes, control: ControlFile, run: _Run) -> Listing:
+    @staticmethod
+    def _list(run: _Run) -> Listing:
         emptied = set(layout.EMPTIED)
-        statistics = bracket.settings().get("stats_temp_directory")
+        statistics = run.bracket.settings().get("stats_temp_directory")
         if statistics and not os.path.isabs(statistics):
             emptied.add(os.path.normpath(os.fsencode(statistics)))
         return Walk(
-            directory,
-            major=bracket.server.major,
-            catalog_version=control.catalog_version,
+            run.directory,
+            major=run.bracket.server.major,
+            catalog_version=run.control.catalog_version,
             told=run.told,
             emptied=frozenset(emptied),
         ).run()
 
-    def _read_all(
-        self,
-        bracket: Bracket,
-        listing: Listing,
-        directory: bytes,
-        control: ControlFile,
-        context: Context,
-        run: _Run,
-        called: int,
-    ) -> str:
-        """Read what has changed; return why nothing was taken as unchanged, if so."""
+    def _read_all(self, listing: Listing, context: Context, run: _Run) -> None:
+        """Read what has changed."""
+        control = run.control
         files = [found for found in listing.files if found.path != layout.CONTROL_FILE]
         run.progress.plan(size=sum(found.size for found in files), files=len(files))
-        cache, whose = self._cache(directory)
+        cache, whose = self._cache(run.directory)
         self._written = run.written = ThisBackup(cache, whose)
         last = LastBackup(cache, whose)
         try:
-            doubt = "there is no change cache"
-            if last.context is not None:
-                doubt = changes.doubt(last.context, context, start_lsn=bracket.start_lsn)
-            doubt = doubt or _skew(directory, called, standby=bracket.server.standby)
-            if not doubt:
+            if last.context is None:
+                run.doubt = run.doubt or "there is no change cache"
+            elif not run.doubt:
+                start = run.bracket.start_lsn
+                run.doubt = changes.doubt(last.context, context, start_lsn=start)
+            if not run.doubt:
                 run.progress.phase("looking for what has not changed")
                 files = _unlike(files, last, run)
         finally:
@@ -316,11 +297,10 @@ class LocalSource:
         run.progress.phase("reading files")
         pages = Pages(control.block_size, control.segment_blocks, bool(control.checksum_version))
         reading = Reading(files, pages, progress=run.progress, done=run.took)
-        self._threads(reading, bracket, run.session)
-        return doubt
+        self._threads(reading, run)
 
-    def _threads(self, reading: Reading, bracket: Bracket, session: Session) -> None:
-        lanes = [session.lane() for _ in range(self._jobs)]
+    def _threads(self, reading: Reading, run: _Run) -> None:
+        lanes = [run.session.lane() for _ in range(self._jobs)]
         with ThreadPoolExecutor(self._jobs, "pg-read") as pool:
             try:
                 pending = {pool.submit(reading.work, lane) for lane in lanes}
@@ -328,7 +308,7 @@ class LocalSource:
                     done, pending = wait(pending, timeout=1.0, return_when=FIRST_EXCEPTION)
                     for future in done:
                         future.result()
-                    bracket.check()
+                    run.bracket.check()
             except BaseException:
                 reading.stop()
                 raise
@@ -339,11 +319,6 @@ class LocalSource:
             return None, whose
         name = self.name.encode() + b"." + whose[:8].hex().encode() + b".physical"
         return os.path.join(self._cache_dir, name), whose
-
-    def _finish_cache(self, context: Context, stopped: Stopped) -> None:
-        if self._written is not None:
-            values = {name: getattr(context, name) for name in Context.__slots__}
-            self._written.finish(Context(**values | {"stop_lsn": stopped.lsn}))
 
     @staticmethod
     def _check_stop(stopped: Stopped, bracket: Bracket, control: ControlFile) -> None:
@@ -365,25 +340,18 @@ class LocalSource:
                 do="Run the same command again.",
             )
 
-    def _copy_wal(
-        self,
-        bracket: Bracket,
-        directory: bytes,
-        control: ControlFile,
-        stopped: Stopped,
-        progress: Progress,
-    ) -> WalCopied | None:
+    def _copy_wal(self, stopped: Stopped, run: _Run) -> WalCopied | None:
         if self._archive is None:
             return None
-        progress.phase("copying WAL")
+        run.progress.phase("copying WAL")
         copy = WalCopy(
             self._archive,
-            directory,
-            system_id=control.system_id,
-            segment_size=control.wal_segment_size,
-            replayed=bracket.replayed if bracket.server.standby else None,
+            run.directory,
+            system_id=run.control.system_id,
+            segment_size=run.control.wal_segment_size,
+            replayed=run.bracket.replayed if run.bracket.server.standby else None,
             patience=self._patience,
-            progress=progress,
+            progress=run.progress,
         )
         return copy.run(stopped.label.timeline, stopped.label.start, stopped.lsn)
 
@@ -391,28 +359,22 @@ class LocalSource:
 
     def _tree(
         self,
-        bracket: Bracket,
         listing: Listing,
-        control: ControlFile,
-        control_data: bytes,
+        control: bytes,
         stopped: Stopped,
         kept: external.External,
-        run: _Run,
-        *,
         wal: WalCopied | None,
-        doubt: str,
+        run: _Run,
     ) -> Taken:
         bad = self._bad_pages(stopped, run)
-        lane = run.session.lane()
         root = next(entry for entry in listing.directories if entry.path == DATA)
-        ours = _Ours(lane, root, stopped)
+        ours = _Ours(run.session.lane(), root, stopped)
         (found,) = [one for one in listing.files if one.path == layout.CONTROL_FILE]
-        ours.add(found.tree, control_data, like=found)
+        ours.add(found.tree, control, like=found)
         ours.add(LABEL, stopped.backup_label)
         if stopped.tablespace_map:
             ours.add(MAP, stopped.tablespace_map)
-        manifest = _manifest(run.files, ours.files, bracket, control, stopped)
-        ours.add(MANIFEST, manifest)
+        ours.add(MANIFEST, _manifest(ours.files, stopped, run))
         entries = [*listing.directories, *ours.entries, *kept.entries]
         if listing.tablespaces:
             entries.append(Entry(TABLESPACES, Kind.DIRECTORY, 0o700, root.uid, root.gid))
@@ -420,7 +382,7 @@ class LocalSource:
         entries.sort(key=lambda entry: entry.path)
         for entry in entries:
             run.session.tree.add(entry)
-        facts = self._facts(bracket, listing, control, stopped, kept, run, bad, wal, doubt)
+        facts = self._facts(listing, stopped, kept.paths, bad, wal, run)
         files = [entry for entry in entries if entry.kind is Kind.FILE]
         size = sum(entry.size for entry in files)
         return Taken(len(files), size, facts.as_json(), tuple(run.problems))
@@ -444,26 +406,24 @@ class LocalSource:
             bad_page(path, page) for path, pages in sorted(by_file.items()) for page in pages
         )
 
+    @staticmethod
     def _facts(
-        self,
-        bracket: Bracket,
         listing: Listing,
-        control: ControlFile,
         stopped: Stopped,
-        kept: external.External,
-        run: _Run,
+        outside: tuple[bytes, ...],
         bad: tuple[BadPage, ...],
         wal: WalCopied | None,
-        doubt: str,
+        run: _Run,
     ) -> PhysicalFacts:
+        bracket, control = run.bracket, run.control
         sizes: Counter[str] = Counter()
         for found, size, _ in run.files:
             sizes[found.relation.fork.value if found.relation else "other"] += size
         notes: dict[str, Any] = dict(run.counts)
-        if doubt:
-            notes["all_read"] = doubt
-        if self._written is not None and self._written.fault:
-            notes["change_cache"] = self._written.fault
+        if run.doubt:
+            notes["all_read"] = run.doubt
+        if run.written is not None and run.written.fault:
+            notes["change_cache"] = run.written.fault
         if wal is not None:
             notes["wal"] = wal.as_json()
         if len(bad) > _NAMED_BAD_PAGES:
@@ -488,7 +448,7 @@ class LocalSource:
             bad_pages=bad[:_NAMED_BAD_PAGES],
             from_standby=stopped.label.from_standby,
             tablespaces=_all_tablespaces(listing, stopped.tablespace_map),
-            external=kept.paths,
+            external=outside,
             left_out=dict(listing.left_out),
             size_by_kind=dict(sizes),
             notes=notes,
@@ -526,20 +486,14 @@ class _Ours:
         self.files.append(File.summed(path[len(DATA) + 1 :], len(data), modified, crc32c(data)))
 
 
-def _manifest(
-    read: Sequence[tuple[FileFound, int, Kept]],
-    ours: Sequence[File],
-    bracket: Bracket,
-    control: ControlFile,
-    stopped: Stopped,
-) -> bytes:
+def _manifest(ours: Sequence[File], stopped: Stopped, run: _Run) -> bytes:
     files = [
         File.summed(found.path, size, found.entry(0, b"").mtime_ns // 1_000_000_000, kept.crc)
-        for found, size, kept in read
+        for found, size, kept in run.files
     ]
     files = sorted([*files, *ours], key=lambda file: file.path)
     ranges = (WalRange(stopped.label.timeline, stopped.label.start, stopped.lsn),)
-    system_id = control.system_id if bracket.server.major >= 17 else None
+    system_id = run.control.system_id if run.bracket.server.major >= 17 else None
     return Manifest(files, ranges, system_id).encode()
 
 
@@ -579,9 +533,23 @@ def _unlike(files: Sequence[FileFound], last: LastBackup, run: _Run) -> list[Fil
     return todo
 
 
-def _believed(listing: Listing) -> frozenset[int]:
-    """The devices whose times may be believed; a mount below a root is not looked at."""
-    return frozenset(root.device for root in listing.roots if changes.is_believed(root.path))
+def _begin_to_believe(run: _Run, listing: Listing, called: tuple[str, int, int]) -> Context:
+    """What the change cache says of this backup, and which files may stand in it at all.
+
+    `called` is what the clocks said before pg_backup_start was called.
+    """
+    standby, control = run.bracket.server.standby, run.control
+    (boot, ahead, wall), (_, ahead_now, _) = called, changes.clocks()
+    run.trusted_before = wall - (changes.MARGIN_STANDBY_NS if standby else changes.MARGIN_NS)
+    run.doubt = _skew(run.directory, wall, standby=standby)
+    if abs(ahead_now - ahead) > changes.STEP_NS:
+        run.doubt = "the clock was set meanwhile"
+    if not run.doubt:  # a mount below a root is another device, and not believed
+        run.believed = frozenset(
+            root.device for root in listing.roots if changes.is_believed(root.path)
+        )
+    sizes = control.block_size, control.segment_blocks
+    return Context(control.system_id, control.timeline, boot, ahead, wall, 0, *sizes)
 
 
 def _skew(directory: bytes, called: int, *, standby: bool) -> str:
