@@ -44,3 +44,14 @@ def test_a_test_that_is_named_for_a_trap_is_in_its_row(path: str, test: str) -> 
     assert numbers
     for number in re.findall(r"\d+", numbers[1]):
         assert f"{path}::{test}`" in ROWS[int(number)][4], f"not in the row of trap {number}"
+
+
+def test_every_test_that_is_named_for_a_trap_is_on_the_page() -> None:
+    """A new one belongs into the row of its trap, which then is not open any more."""
+    found = {
+        (str(path.relative_to(ROOT / "tests")), test)
+        for path in (ROOT / "tests").rglob("test_*.py")
+        for test in names_in(str(path.relative_to(ROOT / "tests")))
+        if re.match(r"test_traps?_\d", test)
+    }
+    assert sorted(found - set(NAMED)) == []
