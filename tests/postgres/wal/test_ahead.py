@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 
 from strongroom.errors import ObjectMissing, StorageUnreachable
 from strongroom.format.wal import SegmentName
+from strongroom.postgres.wal import client
 from strongroom.postgres.wal.ahead import FetchAhead, PushAhead
 from strongroom.postgres.wal.directory import DataDirectory
 from strongroom.postgres.wal.push import Pushed
@@ -151,6 +153,30 @@ def test_two_data_directories_are_kept_apart(server: Server, tmp_path: Path) -> 
         ahead.push(one.directory, f"pg_wal/{name(1)}", "db")
     assert taking.taken == [name(1), name(1)]
     ahead.close()
+
+
+# -- the question --------------------------------------------------------------------------------
+
+
+def test_an_answer_that_comes_at_once_is_taken(tmp_path: Path) -> None:
+    """The daemon may have answered and gone before the client goes on from its one system call."""
+    address = str(tmp_path / "s")
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(address)
+        listener.listen()
+
+        def answer() -> None:
+            for _ in range(200):
+                channel, _ = listener.accept()
+                with channel:
+                    channel.sendall(b"=\x03" + (2).to_bytes(4, "little") + b"no")
+                    channel.recv(1024)
+
+        thread = threading.Thread(target=answer)
+        thread.start()
+        told = [client.ask(address, ["push"]) for _ in range(200)]
+        thread.join()
+    assert told == [(3, b"no")] * 200
 
 
 # -- fetch -------------------------------------------------------------------------------------

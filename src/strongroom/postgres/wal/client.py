@@ -48,7 +48,8 @@ def ask(address: str, fields: list[str]) -> tuple[int, bytes] | None:
         folder = os.open(".", _FOLDER)
         right = (_socket.SOL_SOCKET, _socket.SCM_RIGHTS, folder.to_bytes(4, "little"))
         sent = channel.sendmsg([question], [right])
-        channel.sendall(question[sent:])
+        if sent < len(question):  # sending nothing fails where the answer was faster than we are
+            channel.sendall(question[sent:])
         return _answer(channel)
     except OSError:
         return None
