@@ -220,7 +220,7 @@ class Restored(Sandbox):
         """The restored directory; it stays."""
         return self._data
 
-    def open(self, *, progress: Progress) -> None:
+    def start(self) -> EmbeddedServer:
         """Start it and wait until it has recovered."""
         with open(os.path.join(self._data, "global/pg_control"), "rb") as file:
             control = ControlFile.parse(file.read(FILE_SIZE))
@@ -236,8 +236,8 @@ class Restored(Sandbox):
         self._words = [word for row in values.items() for word in ("-c", "=".join(row))]
         self.user = next(iter(superusers(self._data)), self.user)
         self._guard = self._launch()
-        progress.phase("recovering")
         self._wait_for_recovery(Recovery())
+        return self
 
     def _arguments(self) -> list[str]:
         return self._words
