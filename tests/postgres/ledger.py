@@ -8,7 +8,7 @@ log, no transaction less and none more (reliability I7).
 The rules of stopping are PostgreSQL's (recoveryStopsBefore, recoveryStopsAfter): to a time before
 the first commit or abort later than it (exclusive: not earlier than it); to a position after
 (exclusive: before) the first record that begins there or behind; to a transaction after (before)
-its end; to a name behind its record.
+its end; to a name behind its record; immediately before the first record behind the backup.
 """
 
 from __future__ import annotations
@@ -50,6 +50,10 @@ CREATE TABLE chain (worker int PRIMARY KEY, count bigint NOT NULL, digest text N
 INSERT INTO chain SELECT w, 0, '' FROM generate_series(0, 9) w;
 """
 WORKERS = 3
+_KINDS = (
+    *("time", "lsn", "xid", "time", "lsn", "xid", "name", "time", "lsn", "xid", "latest"),
+    *("time", "lsn", "xid", "immediate"),
+)
 
 
 @dataclass
@@ -68,7 +72,7 @@ class Entry:
 class Target:
     """Where to recover to."""
 
-    kind: Literal["time", "lsn", "xid", "name", "latest"]
+    kind: Literal["time", "lsn", "xid", "name", "immediate", "latest"]
     time: datetime | None = None
     lsn: int | None = None
     xid: int | None = None
@@ -116,6 +120,8 @@ class Account:
                     return number
             if target.kind == "lsn" and target.lsn is not None and line.lsn >= target.lsn:
                 return number + (not target.exclusive)
+            if target.kind == "immediate" and target.lsn is not None and line.lsn >= target.lsn:
+                return number
             if target.kind == "xid" and line.is_end and line.xid == target.xid:
                 return number + (not target.exclusive)
             if target.kind == "name" and line.what == "RESTORE_POINT" and line.rest == target.name:
@@ -136,15 +142,19 @@ class Account:
         return state
 
     def targets(
-        self, dice: random.Random, count: int, after: int, after_time: datetime
+        self, dice: random.Random, count: int, stops: Sequence[tuple[int, datetime]]
     ) -> list[Target]:
-        """Random targets behind a position and its time, all kinds in turn, half exclusive."""
+        """Random targets behind the first backup, all kinds in turn, half of them exclusive.
+
+        `stops` are the positions and times where backups on the way to this timeline ended.
+        """
+        after, after_time = stops[0]
         lines = [line for line in self.lines if line.lsn >= after]
         ends = [line for line in lines if line.is_end]
         latest = max(line.time for line in ends)
         found: list[Target] = []
         while len(found) < count:
-            kind = ("time", "lsn", "xid", "time", "lsn", "xid", "name", "latest")[len(found) % 8]
+            kind = _KINDS[len(found) % len(_KINDS)]
             exclusive = dice.random() < 0.5
             line = dice.choice(ends[1:])
             if kind == "time":
@@ -167,6 +177,9 @@ class Account:
                 names = [one.rest for one in lines if one.what == "RESTORE_POINT"]
                 names = [name for name in names if name in self.names]
                 found.append(Target("name", name=dice.choice(names), timeline=self.timeline))
+            elif kind == "immediate":
+                lsn, _ = stops[-1]  # of the newest backup, which is what is meant
+                found.append(Target("immediate", lsn=lsn, timeline=self.timeline))
             else:
                 found.append(Target("latest", timeline=self.timeline))
         return found

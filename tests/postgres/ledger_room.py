@@ -24,16 +24,19 @@ from postgres.ledger import (
     assert_prefix,
     files_of_log,
 )
-from postgres.physical.tools import write_out
 from postgres.wal.room import WalRoom, program, ready, until
 from strongroom import wiring
 from strongroom.config.loading import load
-from strongroom.format.wal import history_name, parse_history
+from strongroom.errors import ObjectMissing
+from strongroom.format.wal import history_name, lsn_text, parse_history
 from strongroom.postgres.embedded import EmbeddedServer, Installation
 from strongroom.postgres.physical.facts import PhysicalFacts
+from strongroom.postgres.recovery.settings import Recovery
+from strongroom.postgres.recovery.sink import PhysicalSink
+from strongroom.postgres.sandbox import Sandbox
+from strongroom.progress import Silent
 from strongroom.repository.repository import Repository
-
-_TARGETS = {"time": "time", "lsn": "lsn", "xid": "xid", "name": "name"}
+from strongroom.repository.wal import WalStore
 
 
 @dataclass(frozen=True)
@@ -45,25 +48,18 @@ class Backup:
 
 
 class Recovered(EmbeddedServer):
-    """A server on a data directory that was put where it looks for it."""
+    """A server on a data directory that a restore makes."""
 
     def __init__(self, installation: Installation, password: str, settings: dict[str, str]) -> None:
         super().__init__(installation, durable=False, settings=settings)
         self._password = password
         self._initialised = True
 
-    def take_over(self) -> None:
-        """The data directory is there now: write what this machine wants into its settings.
-
-        The targets of an older recovery have to go: PostgreSQL refuses two, even an empty second.
-        """
-        path = os.path.join(self.data_directory, "postgresql.conf")
-        with open(path, "r+", encoding="utf-8") as file:
-            lines = [line for line in file if not line.startswith("recovery_target_")]
-            file.seek(0)
-            file.writelines(lines)
-            file.truncate()
+    def take_over(self, *, archiving: dict[str, str] | None = None) -> None:
+        """Write where this machine has its socket; and what a new primary is told, to archive."""
         self._configure()
+        with open(os.path.join(self.data_directory, "postgresql.auto.conf"), "a") as file:
+            file.writelines(f"{name} = '{value}'\n" for name, value in (archiving or {}).items())
 
 
 class LedgerRoom:
@@ -73,6 +69,7 @@ class LedgerRoom:
         self.room, self.installation, self.seed = room, installation, seed
         self.log = room.root / "log"  # what pg_wal held, for pg_waldump
         self.log.mkdir()
+        self.config = room.root / "backup.toml"
         self.books: dict[int, Account] = {}
         self.forks: dict[int, int] = {}  # where a timeline left the one before it
         self.password = ""
@@ -96,17 +93,20 @@ class LedgerRoom:
     def back_up(self, server: EmbeddedServer) -> None:
         """`strongroom backup db`, by the account of the server."""
         parameters = conninfo_to_dict(server.dsn)
-        self.room.environ["LEDGER_PASSWORD"] = str(parameters.pop("password"))
+        self.room.environ |= {
+            "LEDGER_PASSWORD": str(parameters.pop("password")),
+            "STRONGROOM_PROGRAM": program(),
+            "STRONGROOM_WAL_SOCKET": str(self.room.socket),
+        }
         dsn = make_conninfo(**{key: str(value) for key, value in parameters.items()})
-        config = self.room.root / "backup.toml"
-        config.write_text(
+        self.config.write_text(
             f'cache_dir = "{self.room.root}/cache"\n'
             f'[repository]\nurl = "{self.room.repository}"\nkey_file = "{self.room.key}"\n'
             f'[source.db]\ntype = "postgres"\nmethod = "physical"\nvia = "local"\ndsn = "{dsn}"\n'
             'password = "env:LEDGER_PASSWORD"\n'
         )
-        config.chmod(0o644)
-        self.room.run("backup", "db", "--config", str(config))
+        self.config.chmod(0o644)
+        self.room.run("backup", "db", "--config", str(self.config))
 
     def close(self, ledger: Ledger, server: EmbeddedServer, timeline: int) -> None:
         """Wait until all of the log is archived, and close the books of a timeline."""
@@ -148,58 +148,17 @@ class LedgerRoom:
         return sorted(found, key=lambda one: one.facts.stop_time)
 
     def targets(self, dice: random.Random, count: int, timeline: int) -> list[Target]:
-        first = self.backups()[0].facts
-        books = self.books[timeline]
-        return books.targets(dice, count, first.stop_lsn, first.stop_time)
-
-    @contextlib.contextmanager
-    def recovered(self, target: Target, **settings: str) -> Iterator[EmbeddedServer]:
-        """A server that was recovered to a target, and promoted."""
-        fetch = " ".join([program(), *self.room.words("fetch", "%f", "%p")])
-        how = {
-            "archive_mode": "off",
-            "restore_command": fetch,
-            "recovery_target_timeline": str(target.timeline),
-            "recovery_target_inclusive": "off" if target.exclusive else "on",
-            "recovery_target_action": "promote",
-        }
-        if target.kind in _TARGETS:
-            value = {
-                "time": target.time and target.time.isoformat(sep=" "),
-                "lsn": target.lsn is not None
-                and f"{target.lsn >> 32:X}/{target.lsn & 0xFFFFFFFF:X}",
-                "xid": target.xid,
-                "name": target.name,
-            }[target.kind]
-            how[f"recovery_target_{target.kind}"] = str(value)
-        server = Recovered(self.installation, self.password, SETTINGS | how | settings)
-        try:
-            base = self.base_for(target)
-            with self.repository() as repository:
-                snapshot = next(
-                    one for one in repository.catalogue.snapshots("db") if one.id == base.id
-                )
-                write_out(
-                    repository.open_snapshot(snapshot), os.fsencode(server.data_directory), {}
-                )
-            signal = os.path.join(server.data_directory, "recovery.signal")
-            with open(signal, "xb"):
-                os.chown(signal, self.room.account.uid, self.room.account.gid)
-            server.take_over()
-            server.start()
-            with server.connect() as connection:
-                until(
-                    lambda: connection.execute("SELECT pg_is_in_recovery()").fetchone() == (False,)
-                )
-            yield server
-        finally:
-            server.close()
+        stops = [
+            (one.facts.stop_lsn, one.facts.stop_time)
+            for one in self.backups()
+            if self._leads_to(timeline, one.facts)
+        ]
+        return self.books[timeline].targets(dice, count, stops)
 
     def base_for(self, target: Target) -> Backup:
         """The last backup whose stop is before the target, on the way to its timeline."""
         books = self.books[target.timeline]
-        stop = books.stop(target)
-        end = books.lines[min(stop, len(books.lines) - 1)].lsn
+        end = books.lines[min(books.stop(target), len(books.lines) - 1)].lsn
         fitting = [
             one
             for one in self.backups()
@@ -213,3 +172,80 @@ class LedgerRoom:
         if base.timeline >= timeline:
             return base.timeline == timeline
         return base.stop_lsn <= self.forks[timeline]
+
+    def _recovery(self, target: Target) -> Recovery:
+        return Recovery(
+            time=target.time,
+            lsn=target.lsn if target.kind == "lsn" else None,
+            xid=target.xid,
+            name=target.name,
+            immediate=target.kind == "immediate",
+            timeline=target.timeline,
+            exclusive=target.exclusive,
+        )
+
+    def _restore(self, repository: Repository, target: Target, sink: PhysicalSink) -> PhysicalFacts:
+        base = self.base_for(target)
+        (snapshot,) = [one for one in repository.catalogue.snapshots("db") if one.id == base.id]
+        sink.restore(repository.open_snapshot(snapshot), progress=Silent())
+        return base.facts
+
+    @contextlib.contextmanager
+    def recovered(
+        self, target: Target, archiving: dict[str, str] | None = None
+    ) -> Iterator[EmbeddedServer]:
+        """`strongroom restore`, into a directory of its own; the server is promoted there."""
+        server = Recovered(self.installation, self.password, SETTINGS)
+        try:
+            words = [*_words(target), "--to", server.data_directory]
+            self.room.run("restore", "db", "--config", str(self.config), *words)
+            server.take_over(archiving=archiving)
+            server.start()
+            with server.connect() as connection:
+                until(
+                    lambda: connection.execute("SELECT pg_is_in_recovery()").fetchone() == (False,)
+                )
+            yield server
+        finally:
+            server.close()
+
+    @contextlib.contextmanager
+    def opened(self, target: Target) -> Iterator[EmbeddedServer]:
+        """A throw-away server at the target, to which the log is handed by name."""
+        with self.repository() as repository:
+            store = WalStore(repository)
+
+            def fetch(name: str) -> bytes | None:
+                try:
+                    return store.get(self.system_id, name)
+                except ObjectMissing:
+                    return None
+
+            sandbox = Sandbox(self.installation.version[0], fetch)
+            try:
+                sink = PhysicalSink(os.fsencode(sandbox.data_directory), owner=sandbox.owner)
+                self._restore(repository, target, sink)
+                sandbox.recover(self._recovery(target), progress=Silent())
+                yield sandbox
+            finally:
+                sandbox.close()
+
+    @property
+    def system_id(self) -> int:
+        return self.backups()[0].facts.system_id
+
+
+def _words(target: Target) -> list[str]:
+    """A target as a person writes it."""
+    words = [f"--timeline={target.timeline}"]
+    if target.time is not None:
+        words.append(f"--at={target.time.isoformat()}")
+    elif target.kind == "lsn" and target.lsn is not None:
+        words.append(f"--lsn={lsn_text(target.lsn)}")
+    elif target.kind == "xid":
+        words.append(f"--xid={target.xid}")
+    elif target.kind == "name":
+        words.append(f"--name={target.name}")
+    elif target.kind == "immediate":
+        words.append("--immediate")
+    return [*words, "--exclusive"] if target.exclusive else words
