@@ -73,9 +73,11 @@ def test_trap_9_and_54_tablespaces_go_where_they_are_told(story16: Story, place:
     assert os.readlink(link) == f"{place}-space"
     assert (place / "tablespace_map").read_text() == f"{oid} {place}-space\n"
     with pytest.raises(Refused, match="no tablespace"):
-        sink(story16, place.parent / "other", spaces={b"/none": b"/x"} | same).preflight(
-            story16.room.reader(story16.report)
-        )
+        sink(
+            story16,
+            place.parent / "other",
+            spaces={b"/none": b"/x", os.fsencode(story16.space): b"/y"},
+        ).preflight(story16.room.reader(story16.report))
 
 
 def test_trap_53_what_is_not_ours_is_refused(story16: Story, place: Path) -> None:
