@@ -171,6 +171,8 @@ class Demo:
     def _bad_delete(self, server: EmbeddedServer) -> None:
         """The 02:13 question: every clip is deleted, and the cluster goes back to just before."""
         cluster = "stakazo-cluster"
+        with server.connect() as connection:  # it was compared, and the cluster is backed up whole
+            connection.execute("DROP DATABASE stakazo_restored WITH (FORCE)")
         self._back_up(cluster, "physical")
         title = "DELETE FROM clips, by mistake; and the platform goes on"
         with self._timed(title, "bad delete"), server.connect("stakazo") as connection:
