@@ -2,7 +2,7 @@
 
     python -m bench [--runs 3] [--scale 1] [--work DIR] [PART …]
 
-    parts: vault large logical plain scale artefacts
+    parts: vault large logical physical plain scale artefacts wal
 
 Prints a table; keeps it as JSON under bench/results/.
 """
@@ -25,15 +25,19 @@ from bench.artefacts import artefacts
 from bench.files import large, scale, vault
 from bench.logical import logical
 from bench.measure import Row
+from bench.physical import physical
 from bench.plain import plain
+from bench.wal import wal
 
 PARTS: dict[str, Callable[[str, int], list[Row]]] = {
     "vault": vault,
     "large": large,
     "logical": logical,
+    "physical": physical,
     "plain": plain,
     "scale": scale,
     "artefacts": artefacts,
+    "wal": wal,
 }
 
 
@@ -42,9 +46,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
     parser.add_argument("parts", nargs="*", choices=[[], *PARTS], default=[])
     parser.add_argument("--runs", type=int, default=3)
-    parser.add_argument(
-        "--scale", type=float, default=1.0, help="size of the logical part's database"
-    )
+    parser.add_argument("--scale", type=float, default=1.0, help="size of the databases")
     parser.add_argument("--work", help="where data and repositories are made (12 GB)")
     chosen = parser.parse_args()
     work = chosen.work or tempfile.mkdtemp(prefix="strongroom-bench-")
@@ -53,8 +55,10 @@ def main() -> None:
     print(_machine())
     rows: list[Row] = []
     parts = {**PARTS, "logical": partial(logical, scale=chosen.scale)}
+    parts["physical"] = partial(physical, scale=chosen.scale)
     parts["plain"] = partial(plain, scale=chosen.scale)
     parts["artefacts"] = partial(artefacts, scale=chosen.scale)
+    parts["wal"] = partial(wal, scale=chosen.scale)
     try:
         for part in chosen.parts or PARTS:
             for row in parts[part](os.path.realpath(work), chosen.runs):

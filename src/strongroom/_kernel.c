@@ -339,6 +339,642 @@ static uint8_t *arena_take(arena *a, size_t size)
     return a->at + a->used - size;
 }
 
+/* ------------------------------------------------------------ write-ahead log */
+
+static uint32_t CRC_TABLE[8][256]; /* filled when the module is made */
+
+static void fill_crc_table(void)
+{
+    for (uint32_t i = 0; i < 256; i++) {
+        uint32_t c = i;
+        for (int bit = 0; bit < 8; bit++)
+            c = c >> 1 ^ (c & 1 ? 0x82f63b78u : 0);
+        CRC_TABLE[0][i] = c;
+    }
+    for (int row = 1; row < 8; row++)
+        for (int i = 0; i < 256; i++)
+            CRC_TABLE[row][i] = CRC_TABLE[row - 1][i] >> 8 ^ CRC_TABLE[0][CRC_TABLE[row - 1][i] & 255];
+}
+
+static uint16_t load16(const uint8_t *p)
+{
+    return (uint16_t)(p[0] | p[1] << 8);
+}
+
+static uint32_t load32(const uint8_t *p)
+{
+    return p[0] | (uint32_t)p[1] << 8 | (uint32_t)p[2] << 16 | (uint32_t)p[3] << 24;
+}
+
+static uint64_t load64(const uint8_t *p)
+{
+    return load32(p) | (uint64_t)load32(p + 4) << 32;
+}
+
+static uint32_t crc_portable(uint32_t c, const uint8_t *p, size_t n)
+{
+    for (; n >= 8; p += 8, n -= 8) {
+        uint32_t low = load32(p) ^ c, high = load32(p + 4);
+        c = CRC_TABLE[7][low & 255] ^ CRC_TABLE[6][low >> 8 & 255] ^ CRC_TABLE[5][low >> 16 & 255] ^
+            CRC_TABLE[4][low >> 24] ^ CRC_TABLE[3][high & 255] ^ CRC_TABLE[2][high >> 8 & 255] ^
+            CRC_TABLE[1][high >> 16 & 255] ^ CRC_TABLE[0][high >> 24];
+    }
+    for (; n; p++, n--)
+        c = c >> 8 ^ CRC_TABLE[0][(c ^ *p) & 255];
+    return c;
+}
+
+static uint32_t (*crc_of)(uint32_t, const uint8_t *, size_t) = crc_portable;
+
+#ifdef __x86_64__
+__attribute__((target("sse4.2"))) static uint32_t crc_sse42(uint32_t c, const uint8_t *p, size_t n)
+{
+    uint64_t wide = c;
+    for (; n >= 8; p += 8, n -= 8)
+        wide = __builtin_ia32_crc32di(wide, load64(p));
+    for (c = (uint32_t)wide; n; p++, n--)
+        c = __builtin_ia32_crc32qi(c, *p);
+    return c;
+}
+#endif
+
+static void choose_crc(void)
+{
+    fill_crc_table();
+#ifdef __x86_64__
+    if (__builtin_cpu_supports("sse4.2"))
+        crc_of = crc_sse42;
+#endif
+}
+
+/* CRC-32C of more data after data whose sum is `before`. */
+static uint32_t crc32c(uint32_t before, const uint8_t *p, size_t n)
+{
+    return ~crc_of(~before, p, n);
+}
+
+PyDoc_STRVAR(crc32c_doc, "_crc32c(data, before, portable) -> int; for tests");
+
+static PyObject *py_crc32c(PyObject *module, PyObject *args)
+{
+    Py_buffer view;
+    unsigned int before;
+    int portable;
+    (void)module;
+    if (!PyArg_ParseTuple(args, "y*Ip:_crc32c", &view, &before, &portable))
+        return NULL;
+    uint32_t sum = portable ? ~crc_portable(~before, view.buf, (size_t)view.len)
+                            : crc32c(before, view.buf, (size_t)view.len);
+    PyBuffer_Release(&view);
+    return PyLong_FromUnsignedLong(sum);
+}
+
+enum { XLOG, XACT };                                   /* resource managers */
+enum { CONTINUES = 1, LONG = 2, OVERWRITES = 8, PAGE_INFO = 15 }; /* xlp_info */
+#define SHORT_HEAD 24
+#define LONG_HEAD 40
+#define RECORD_XHEAD 24 /* XLogRecord */
+#define RECORD_MOST (1u << 30)
+#define WIDER_STATISTICS 0xD117
+#define STATE_SIZE 48 /* kernel._UNFINISHED */
+#define END_SIZE 32
+#define WRITER_SIZE 16
+
+typedef struct {
+    uint32_t xid, part_of;
+    uint64_t bytes, folded;
+} writer;
+
+/* Open addressing, at most half full; xid 0 is an empty place. */
+typedef struct {
+    writer *at;
+    size_t used, room;
+} writers;
+
+static writer *writers_find(writers *w, uint32_t xid)
+{
+    size_t i = xid * 2654435769u & (w->room - 1);
+    while (w->at[i].xid && w->at[i].xid != xid)
+        i = (i + 1) & (w->room - 1);
+    return &w->at[i];
+}
+
+static writer *writers_get(writers *w, uint32_t xid)
+{
+    if (w->used * 2 >= w->room) {
+        writers more = {NULL, w->used, w->room ? w->room * 2 : 1024};
+        if (!(more.at = PyMem_RawCalloc(more.room, sizeof(writer))))
+            return NULL;
+        for (size_t i = 0; i < w->room; i++)
+            if (w->at[i].xid)
+                *writers_find(&more, w->at[i].xid) = w->at[i];
+        PyMem_RawFree(w->at);
+        *w = more;
+    }
+    writer *found = writers_find(w, xid);
+    if (!found->xid) {
+        found->xid = xid;
+        w->used++;
+    }
+    return found;
+}
+
+/* A record as far as it has come. Without a `start` its head is not known: it is passed over. */
+typedef struct {
+    uint64_t start, here;
+    uint32_t total, got, crc;
+    uint8_t head[RECORD_XHEAD];
+    arena body;             /* kept only of what is told of, and only when it is in parts */
+    const uint8_t *content; /* of the body: in the arena, or in the segment itself */
+    int open;
+} wal_record;
+
+typedef struct {
+    uint64_t start, end;
+    size_t main, length; /* in `text` */
+    uint8_t info;
+} wal_note;
+
+typedef struct {
+    const uint8_t *data;
+    size_t size, segment, page;
+    uint64_t base, previous, first, last, commits, aborts, largest_bytes;
+    int64_t least, greatest, greatest_end;
+    uint32_t timeline, largest;
+    uint16_t magic;
+    int whole, switched, detail;
+    wal_record record;
+    arena notes, text, ends;
+    writers writers;
+} wal_walk;
+
+static size_t head_there(const wal_record *r)
+{
+    return r->got < RECORD_XHEAD ? r->got : RECORD_XHEAD;
+}
+
+static int is_told(const wal_record *r)
+{
+    uint8_t info = r->head[16] & 0xF0, manager = r->head[17];
+    if (!r->start || r->got < RECORD_XHEAD)
+        return 0;
+    return manager == XACT ||
+           (manager == XLOG && (info == 0x00 || info == 0x10 || info == 0x40 || info == 0x70 ||
+                                info == 0x90 || info == 0xD0));
+}
+
+static int feed(wal_walk *w, const uint8_t *part, size_t n)
+{
+    wal_record *r = &w->record;
+    size_t lacking = RECORD_XHEAD - head_there(r), taken = n < lacking ? n : lacking;
+    r->here += n;
+    if (!r->start) {
+        r->got += (uint32_t)n;
+        return 0;
+    }
+    memcpy(r->head + head_there(r), part, taken);
+    r->got += (uint32_t)n;
+    part += taken;
+    n -= taken;
+    r->crc = crc32c(r->crc, part, n);
+    if (!n || !is_told(r))
+        return 0;
+    if (r->got == r->total && n == r->total - RECORD_XHEAD) {
+        r->content = part;
+        return 0;
+    }
+    uint8_t *to = arena_take(&r->body, n);
+    if (!to)
+        return -1;
+    memcpy(to, part, n);
+    r->content = r->body.at;
+    return 0;
+}
+
+static int is_linked(const wal_record *r, uint64_t previous)
+{
+    if (!r->start || r->got < RECORD_XHEAD)
+        return 1;
+    uint64_t before = load64(r->head + 8);
+    return previous ? before == previous : before < r->start;
+}
+
+static int is_sound(const wal_record *r)
+{
+    return !r->start || crc32c(r->crc, r->head, 20) == load32(r->head + 20);
+}
+
+/* The main data of a record without blocks; -1 when it has blocks, or is no such record. */
+static int main_data(const uint8_t *body, size_t size, const uint8_t **main, size_t *length)
+{
+    size_t at = 0;
+    *main = body;
+    *length = 0;
+    while (at < size) {
+        const uint8_t *b = body + at;
+        size_t rest = size - at, head = b[0] == 255 ? 2 : 5;
+        if ((b[0] == 255 || b[0] == 254) && rest >= head) {
+            *main = b + head;
+            *length = rest - head;
+            return (b[0] == 255 ? b[1] : load32(b + 1)) == *length ? 0 : -1;
+        }
+        if (b[0] != 252 && b[0] != 253)
+            return -1;
+        at += b[0] == 252 ? 5 : 3; /* top-level transaction; origin */
+    }
+    return 0;
+}
+
+/* Where the items behind the count at `at` end; 0 when they are not all there. */
+static size_t counted(const uint8_t *main, size_t length, size_t at, size_t width)
+{
+    if (length < at + 4)
+        return 0;
+    uint64_t end = at + 4 + (uint64_t)load32(main + at) * width;
+    return end <= length ? (size_t)end : 0;
+}
+
+static int tell_parts(wal_walk *w, uint32_t top, const uint8_t *parts, size_t size)
+{
+    for (; top && size; parts += 4, size -= 4) {
+        uint32_t xid = load32(parts);
+        writer *part;
+        if (!xid || xid == top)
+            continue;
+        if (!writers_get(&w->writers, top) || !(part = writers_get(&w->writers, xid)))
+            return -1;
+        part->part_of = top;
+    }
+    return 0;
+}
+
+static int tell_end(wal_walk *w, uint64_t end, int aborted, int64_t time, uint32_t xid)
+{
+    if (!w->commits && !w->aborts)
+        w->greatest_end = time;
+    else if (time > w->greatest_end)
+        w->greatest_end = time;
+    if (!aborted && (!w->commits || time < w->least))
+        w->least = time;
+    if (!aborted && (!w->commits || time > w->greatest))
+        w->greatest = time;
+    aborted ? w->aborts++ : w->commits++;
+    if (!w->detail)
+        return 0;
+    uint8_t *to = arena_take(&w->ends, END_SIZE);
+    if (!to)
+        return -1;
+    to = put64(put64(put64(to, w->record.start), end), (uint64_t)time);
+    put32(put32(to, xid), (uint32_t)aborted);
+    return 0;
+}
+
+/* What a commit, an abort or an assignment says; the prepared transaction that it ends in *prepared. */
+static int tell_transaction(wal_walk *w, uint64_t end, const uint8_t *main, size_t length,
+                            uint32_t *prepared)
+{
+    static const struct {
+        uint32_t flag, width;
+    } lists[] = {{2, 4}, {4, 12}, {256, 12}, {8, 16}};
+    const uint8_t *head = w->record.head, *parts = main;
+    uint8_t what = head[16] & 0x70;
+    size_t size = 0, at;
+    if (what == 0x50) {
+        at = counted(main, length, 4, 4);
+        return at ? tell_parts(w, load32(main), main + 8, at - 8) : 0;
+    }
+    int aborted = what == 0x20 || what == 0x40;
+    if (length < 8 || !(aborted || what == 0x00 || what == 0x30))
+        return 0;
+    if (head[16] & 0x80 && length >= 12) {
+        uint32_t flags = load32(main + 8);
+        at = flags & 1 ? 20 : 12;
+        for (int i = 0; i < 4 && at; i++) {
+            size_t from = at + 4, width = lists[i].width;
+            if (!(flags & lists[i].flag))
+                continue;
+            if (lists[i].flag == 256 && w->magic >= WIDER_STATISTICS)
+                width = 16;
+            at = counted(main, length, at, width);
+            if (at && lists[i].flag == 2)
+                parts = main + from, size = at - from;
+        }
+        if (at && flags & 16 && length >= at + 4)
+            *prepared = load32(main + at);
+    }
+    uint32_t xid = *prepared ? *prepared : load32(head + 4);
+    if (tell_end(w, end, aborted, (int64_t)load64(main), xid) < 0)
+        return -1;
+    return tell_parts(w, xid, parts, size);
+}
+
+static int tell(wal_walk *w, uint64_t end, uint32_t *prepared)
+{
+    const wal_record *r = &w->record;
+    const uint8_t *main;
+    size_t length;
+    uint8_t info = r->head[16] & 0xF0;
+    if (r->head[17] == XLOG)
+        w->switched = info == 0x40;
+    if (main_data(r->content, r->total - RECORD_XHEAD, &main, &length) < 0)
+        return 0;
+    if (r->head[17] == XACT)
+        return tell_transaction(w, end, main, length, prepared);
+    wal_note *note = (wal_note *)arena_take(&w->notes, sizeof(wal_note));
+    size_t at = w->text.used;
+    uint8_t *text = length ? arena_take(&w->text, length) : NULL;
+    if (!note || (length && !text))
+        return -1;
+    *note = (wal_note){r->start, end, at, length, info};
+    if (length)
+        memcpy(text, main, length);
+    return 0;
+}
+
+static int count_record(wal_walk *w, uint32_t instead)
+{
+    const wal_record *r = &w->record;
+    uint32_t xid = load32(r->head + 4);
+    if (!w->first && r->start >= w->base)
+        w->first = r->start;
+    if (!xid)
+        xid = instead;
+    if (!xid)
+        return 0;
+    writer *found = writers_get(&w->writers, xid);
+    if (!found)
+        return -1;
+    found->bytes += r->here;
+    return 0;
+}
+
+static int record_done(wal_walk *w, uint64_t end)
+{
+    uint32_t prepared = 0;
+    w->record.open = 0;
+    w->last = end;
+    w->previous = w->record.start;
+    if (!w->record.start)
+        return 0;
+    if (is_told(&w->record) && tell(w, end, &prepared) < 0)
+        return -1;
+    return count_record(w, prepared);
+}
+
+static void open_record(wal_walk *w, uint64_t start, uint32_t total)
+{
+    wal_record *r = &w->record;
+    r->start = start;
+    r->total = total;
+    r->here = r->got = r->crc = 0;
+    memset(r->head, 0, sizeof r->head);
+    r->body.used = 0;
+    r->content = NULL;
+    r->open = 1;
+}
+
+/* Go on with the record of `state` that has `rest` bytes to come, or with one that is not known. */
+static int resume(wal_walk *w, const uint8_t *state, size_t size, uint32_t rest)
+{
+    wal_record *r = &w->record;
+    if (!rest)
+        return 0;
+    if (size >= STATE_SIZE && load64(state + 8)) {
+        size_t kept = size - STATE_SIZE;
+        open_record(w, load64(state + 8), load32(state + 24));
+        r->got = load32(state + 16);
+        r->crc = load32(state + 20);
+        memcpy(r->head, state + 24, head_there(r));
+        size_t wanted = is_told(r) ? r->got - RECORD_XHEAD : 0;
+        if (r->total >= RECORD_XHEAD && r->total <= RECORD_MOST && r->got >= 8 &&
+            r->got < r->total && r->total - r->got == rest && kept == wanted) {
+            uint8_t *to = kept ? arena_take(&r->body, kept) : NULL;
+            if (kept && !to)
+                return -1;
+            if (kept)
+                memcpy(to, state + STATE_SIZE, kept);
+            r->content = r->body.at;
+            w->previous = load64(state);
+            return 0;
+        }
+    }
+    open_record(w, 0, rest);
+    return 0;
+}
+
+/* 1 when the log may go on behind `end`, 0 when it ends before, -1 without memory. */
+static int walk_records(wal_walk *w, size_t at, size_t end)
+{
+    wal_record *r = &w->record;
+    while (at < end) {
+        if (!r->open) {
+            if (end - at < 8)
+                return 0;
+            uint32_t total = load32(w->data + at);
+            if (total < RECORD_XHEAD || total > RECORD_MOST)
+                return 0;
+            open_record(w, w->base + at, total);
+        }
+        size_t rest = r->total - r->got, n = rest < end - at ? rest : end - at;
+        if (feed(w, w->data + at, n) < 0)
+            return -1;
+        at += n;
+        if (r->got == r->total) {
+            at = (at + 7) & ~(size_t)7;
+            if (!is_linked(r, w->previous) || !is_sound(r))
+                return 0;
+            if (record_done(w, w->base + at) < 0)
+                return -1;
+            if (w->switched)
+                return 0;
+        }
+    }
+    return !r->open || is_linked(r, w->previous);
+}
+
+static int walk_page(wal_walk *w, size_t offset, const Py_buffer *state)
+{
+    const uint8_t *page = w->data + offset;
+    size_t head = offset ? SHORT_HEAD : LONG_HEAD;
+    size_t end = w->size - offset < w->page ? w->size : offset + w->page;
+    if (end - offset < head)
+        return 0;
+    uint16_t info = load16(page + 2);
+    uint32_t timeline = load32(page + 4), rest = info & CONTINUES ? load32(page + 16) : 0;
+    if (load16(page) != w->magic || load64(page + 8) != w->base + offset || timeline < w->timeline)
+        return 0;
+    if (info & ~PAGE_INFO || !(info & LONG) != !!offset)
+        return 0;
+    w->timeline = timeline;
+    if (!offset) {
+        if (resume(w, state->buf, (size_t)state->len, rest) < 0)
+            return -1;
+    } else if (info & OVERWRITES)
+        w->record.open = 0; /* its end was lost in a crash, and recovery says so here */
+    if (rest != (w->record.open ? w->record.total - w->record.got : 0))
+        return 0;
+    return walk_records(w, offset + head, end);
+}
+
+/* Sizes of segment and page, by the long header; -1 when that is no such header. */
+static int wal_sizes(wal_walk *w)
+{
+    if (w->size < LONG_HEAD)
+        return -1;
+    w->segment = load32(w->data + 32);
+    w->page = load32(w->data + 36);
+    w->magic = load16(w->data);
+    if (w->segment & (w->segment - 1) || w->segment < 1u << 20 || w->segment > 1u << 30 ||
+        w->base % w->segment)
+        return -1;
+    return w->page & (w->page - 1) || w->page < 1u << 10 || w->page > 1u << 16 ? -1 : 0;
+}
+
+static int fold_writers(wal_walk *w)
+{
+    writers *all = &w->writers;
+    for (size_t i = 0; i < all->room; i++) {
+        const writer *one = &all->at[i];
+        if (one->xid)
+            writers_find(all, one->part_of ? one->part_of : one->xid)->folded += one->bytes;
+    }
+    for (size_t i = 0; i < all->room; i++) {
+        const writer *one = &all->at[i];
+        if (one->folded > w->largest_bytes ||
+            (one->folded && one->folded == w->largest_bytes && one->xid < w->largest)) {
+            w->largest = one->xid;
+            w->largest_bytes = one->folded;
+        }
+    }
+    return 0;
+}
+
+static int walk_segment(wal_walk *w, const Py_buffer *state)
+{
+    size_t offset = 0;
+    int good = 1;
+    if (wal_sizes(w) < 0)
+        return 0;
+    if (w->size > w->segment)
+        w->size = w->segment;
+    for (; offset < w->size && good > 0; offset += w->page)
+        good = walk_page(w, offset, state);
+    if (good < 0)
+        return -1;
+    w->whole = good ? w->size == w->segment : w->switched;
+    if (!w->whole)
+        w->record.open = 0;
+    if (w->record.open && w->record.start && count_record(w, 0) < 0)
+        return -1;
+    return fold_writers(w);
+}
+
+static PyObject *wal_notes(const wal_walk *w)
+{
+    size_t count = w->notes.used / sizeof(wal_note);
+    PyObject *list = PyList_New((Py_ssize_t)count);
+    for (size_t i = 0; list && i < count; i++) {
+        const wal_note *note = (const wal_note *)w->notes.at + i;
+        const char *text = note->length ? (const char *)w->text.at + note->main : "";
+        PyObject *row = Py_BuildValue("(iKKy#)", note->info, (unsigned long long)note->start,
+                                      (unsigned long long)note->end, text,
+                                      (Py_ssize_t)note->length);
+        if (row)
+            PyList_SET_ITEM(list, (Py_ssize_t)i, row);
+        else
+            Py_CLEAR(list);
+    }
+    return list;
+}
+
+static int by_xid(const void *a, const void *b)
+{
+    uint32_t x = ((const writer *)a)->xid, y = ((const writer *)b)->xid;
+    return x < y ? -1 : x > y;
+}
+
+static PyObject *wal_writers(wal_walk *w)
+{
+    writers *all = &w->writers;
+    size_t count = 0;
+    for (size_t i = 0; w->detail && i < all->room; i++)
+        if (all->at[i].xid)
+            all->at[count++] = all->at[i];
+    PyObject *rows = PyBytes_FromStringAndSize(NULL, (Py_ssize_t)(count * WRITER_SIZE));
+    if (!rows || !count)
+        return rows;
+    qsort(all->at, count, sizeof(writer), by_xid);
+    uint8_t *to = (uint8_t *)PyBytes_AS_STRING(rows);
+    for (size_t i = 0; i < count; i++)
+        to = put64(put32(put32(to, all->at[i].xid), all->at[i].part_of), all->at[i].bytes);
+    return rows;
+}
+
+static PyObject *wal_state(const wal_walk *w)
+{
+    const wal_record *r = &w->record;
+    if (!r->open || !r->start)
+        return PyBytes_FromStringAndSize(NULL, 0);
+    PyObject *state = PyBytes_FromStringAndSize(NULL, (Py_ssize_t)(STATE_SIZE + r->body.used));
+    if (!state)
+        return NULL;
+    uint8_t *to = (uint8_t *)PyBytes_AS_STRING(state);
+    to = put32(put32(put64(put64(to, w->previous), r->start), r->got), r->crc);
+    memcpy(to, r->head, RECORD_XHEAD);
+    if (r->body.used)
+        memcpy(to + RECORD_XHEAD, r->body.at, r->body.used);
+    return state;
+}
+
+static PyObject *wal_result(wal_walk *w)
+{
+    PyObject *notes = wal_notes(w), *state = wal_state(w), *rows = wal_writers(w);
+    PyObject *ends = PyBytes_FromStringAndSize((const char *)w->ends.at, (Py_ssize_t)w->ends.used);
+    PyObject *counts = Py_BuildValue(
+        "(KKiiKKLLLIK)", (unsigned long long)w->first, (unsigned long long)w->last, w->whole,
+        w->switched, (unsigned long long)w->commits, (unsigned long long)w->aborts,
+        (long long)w->least, (long long)w->greatest, (long long)w->greatest_end, w->largest,
+        (unsigned long long)w->largest_bytes);
+    if (notes && state && rows && ends && counts)
+        return Py_BuildValue("(NNNNN)", counts, notes, ends, rows, state);
+    Py_XDECREF(notes);
+    Py_XDECREF(state);
+    Py_XDECREF(rows);
+    Py_XDECREF(ends);
+    Py_XDECREF(counts);
+    return NULL;
+}
+
+PyDoc_STRVAR(scan_wal_doc,
+             "scan_wal(data, start, state=b'', detail=False) -> (counts, notes, ends, writers, state)");
+
+static PyObject *scan_wal(PyObject *module, PyObject *args)
+{
+    Py_buffer data, state = {0};
+    unsigned long long start;
+    wal_walk w = {0};
+    (void)module;
+    if (!PyArg_ParseTuple(args, "y*K|y*p:scan_wal", &data, &start, &state, &w.detail))
+        return NULL;
+    w.data = data.buf;
+    w.size = (size_t)data.len;
+    w.base = start;
+    int failed;
+    Py_BEGIN_ALLOW_THREADS
+    failed = walk_segment(&w, &state);
+    Py_END_ALLOW_THREADS
+    PyObject *result = failed < 0 ? PyErr_NoMemory() : wal_result(&w);
+    PyMem_RawFree(w.record.body.at);
+    PyMem_RawFree(w.notes.at);
+    PyMem_RawFree(w.text.at);
+    PyMem_RawFree(w.ends.at);
+    PyMem_RawFree(w.writers.at);
+    PyBuffer_Release(&data);
+    if (state.obj)
+        PyBuffer_Release(&state);
+    return result;
+}
+
 /* -------------------------------------------------------------- scan a directory */
 
 typedef struct {
@@ -1177,6 +1813,125 @@ done:
     return result;
 }
 
+/* ----------------------------------------------------------- checksums of pages */
+
+/* PostgreSQL's: 32 FNV-1a hashes side by side, see checksum_impl.h. */
+#define SUMS 32
+#define FNV_PRIME 16777619u
+static const uint32_t SUM_BASES[SUMS] = {
+    0x5B1F36E9u, 0xB8525960u, 0x02AB50AAu, 0x1DE66D2Au, 0x79FF467Au, 0x9BB9F8A3u, 0x217E7CD2u, 0x83E13D2Cu,
+    0xF8D4474Fu, 0xE39EB970u, 0x42C6AE16u, 0x993216FAu, 0x7B093B5Du, 0x98DAFF3Cu, 0xF718902Au, 0x0B1C9CDBu,
+    0xE58F764Bu, 0x187636BCu, 0x5D7B3BB1u, 0xE73DE7DEu, 0x92BEC979u, 0xCCA6C0B2u, 0x304A0979u, 0x85AA43D4u,
+    0x783125BBu, 0x6CA8EAA2u, 0xE407EAC6u, 0x4B5CFC3Eu, 0x9FBF8C76u, 0x15CA20BEu, 0xF2CA9FD3u, 0x959BD756u,
+};
+
+/* Multiplying 32-bit lanes needs more than the oldest x86-64 has; pick at run time where we can. */
+#if defined(__x86_64__) && defined(__GLIBC__) && defined(__GNUC__) && !defined(__clang__)
+#define WIDE __attribute__((target_clones("avx512f", "avx2", "sse4.1", "default")))
+#else
+#define WIDE
+#endif
+
+/* The hash of a page whose checksum counts as zero; `head` is its first SUMS words so. */
+WIDE static uint32_t sum_page(const uint8_t *page, size_t words, const uint32_t *head)
+{
+    uint32_t sums[SUMS], tmp, result = 0;
+    memcpy(sums, SUM_BASES, sizeof sums);
+    for (int j = 0; j < SUMS; j++) {
+        tmp = sums[j] ^ head[j];
+        sums[j] = tmp * FNV_PRIME ^ (tmp >> 17);
+    }
+    for (size_t i = SUMS; i < words; i += SUMS) {
+        uint32_t row[SUMS];
+        memcpy(row, page + i * 4, sizeof row);
+        for (int j = 0; j < SUMS; j++) {
+            tmp = sums[j] ^ row[j];
+            sums[j] = tmp * FNV_PRIME ^ (tmp >> 17);
+        }
+    }
+    for (int i = 0; i < 2; i++)
+        for (int j = 0; j < SUMS; j++)
+            sums[j] = sums[j] * FNV_PRIME ^ (sums[j] >> 17);
+    for (int j = 0; j < SUMS; j++)
+        result ^= sums[j];
+    return result;
+}
+
+static int all_zero(const uint8_t *data, size_t size)
+{
+    return !data[0] && !memcmp(data, data + 1, size - 1);
+}
+
+typedef struct {
+    size_t number;
+    uint16_t found, expected;
+} odd_page;
+
+/* Look at `count` pages; returns how many are odd, at most `room` of which are noted. */
+static size_t look_at_pages(const uint8_t *data, size_t count, size_t size, uint32_t first,
+                            odd_page *odd, size_t room)
+{
+    size_t found = 0;
+    for (size_t i = 0; i < count; i++) {
+        const uint8_t *page = data + i * size;
+        uint32_t head[SUMS], sum;
+        uint16_t noted;
+        memcpy(head, page, sizeof head);
+        memcpy(&noted, page + 8, 2);
+        head[2] &= 0xFFFF0000u;
+        sum = sum_page(page, size / 4, head) ^ (first + (uint32_t)i);
+        sum = sum % 65535 + 1;
+        if (__builtin_expect(sum != noted, 0) && !all_zero(page, size)) {
+            if (found < room)
+                odd[found] = (odd_page){i, noted, (uint16_t)sum};
+            found++;
+        }
+    }
+    return found;
+}
+
+PyDoc_STRVAR(page_checksums_doc, "page_checksums(pages, size, first) -> [(number, found, expected)]");
+
+static PyObject *page_checksums(PyObject *module, PyObject *args)
+{
+    Py_buffer data;
+    Py_ssize_t size;
+    unsigned long long first;
+    odd_page *odd = NULL;
+    size_t count, found = 0;
+    PyObject *result = NULL;
+    (void)module;
+    if (!PyArg_ParseTuple(args, "y*nK:page_checksums", &data, &size, &first))
+        return NULL;
+    if (size <= 0 || size % (SUMS * 4) || data.len % size || first > 0xFFFFFFFFu) {
+        PyErr_SetString(PyExc_ValueError, "whole pages of a multiple of 128 bytes, numbered in 32 bits");
+        goto done;
+    }
+    count = (size_t)(data.len / size);
+    if (!(odd = PyMem_RawMalloc((count ? count : 1) * sizeof *odd))) {
+        PyErr_NoMemory();
+        goto done;
+    }
+    Py_BEGIN_ALLOW_THREADS
+    found = look_at_pages(data.buf, count, (size_t)size, (uint32_t)first, odd, count);
+    Py_END_ALLOW_THREADS
+    if (!(result = PyList_New((Py_ssize_t)found)))
+        goto done;
+    for (size_t i = 0; i < found; i++) {
+        PyObject *row = Py_BuildValue("nii", (Py_ssize_t)odd[i].number, (int)odd[i].found,
+                                      (int)odd[i].expected);
+        if (!row) {
+            Py_CLEAR(result);
+            goto done;
+        }
+        PyList_SET_ITEM(result, (Py_ssize_t)i, row);
+    }
+done:
+    PyMem_RawFree(odd);
+    PyBuffer_Release(&data);
+    return result;
+}
+
 /* ---------------------------------------------------------------------- allocator */
 
 PyDoc_STRVAR(tune_allocator_doc, "tune_allocator() -> bool");
@@ -1200,6 +1955,8 @@ static PyObject *tune_allocator(PyObject *module, PyObject *unused)
 static PyMethodDef METHODS[] = {
     {"candidates", candidates, METH_VARARGS, candidates_doc},
     {"join_blocks", join_blocks, METH_VARARGS, join_blocks_doc},
+    {"scan_wal", scan_wal, METH_VARARGS, scan_wal_doc},
+    {"_crc32c", py_crc32c, METH_VARARGS, crc32c_doc},
     {"scan_dir", scan_dir, METH_VARARGS, scan_dir_doc},
     {"read_files", read_files, METH_VARARGS, read_files_doc},
     {"plain_run", plain_run, METH_VARARGS, plain_run_doc},
@@ -1207,6 +1964,7 @@ static PyMethodDef METHODS[] = {
     {"plain_records", plain_records, METH_VARARGS, plain_records_doc},
     {"encode_page", encode_page, METH_VARARGS, encode_page_doc},
     {"write_files", write_files, METH_VARARGS, write_files_doc},
+    {"page_checksums", page_checksums, METH_VARARGS, page_checksums_doc},
     {"tune_allocator", tune_allocator, METH_NOARGS, tune_allocator_doc},
     {NULL, NULL, 0, NULL},
 };
@@ -1218,5 +1976,6 @@ static struct PyModuleDef MODULE = {
 
 PyMODINIT_FUNC PyInit__kernel(void)
 {
+    choose_crc();
     return PyModule_Create(&MODULE);
 }

@@ -18,6 +18,7 @@
     ├── KeyRefused            8    credentials or key wrong
     │   └── StorageDenied
     ├── Damaged               9    verification failed
+    │   └── WalConflict            other content rests under the name of a WAL file
     └── Interrupted         130    stopped by a signal; resumable
 
 Each carries what happened, what it means for recoverability and what to do
@@ -184,6 +185,20 @@ class Damaged(StrongroomError):
     exit_status = 9
     means = "The parts named above do not restore; nothing wrong was delivered in their place."
     do = "`strongroom check --read-data` names every snapshot and file that is affected."
+
+
+class WalConflict(Damaged):
+    """A WAL file with other content rests under this name already; nothing was overwritten."""
+
+    code = "wal-conflict"
+    means = (
+        "What was archived first is untouched; the server keeps its own file. Two servers write the"
+        " same timeline, or one of the two contents is damaged."
+    )
+    do = (
+        "Find the second server (a copy that was started with archiving on, an old primary) and"
+        " stop it; `strongroom wal status SOURCE` lists every conflict."
+    )
 
 
 class Interrupted(StrongroomError):

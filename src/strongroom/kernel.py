@@ -14,7 +14,7 @@ import importlib
 import os
 import stat as modes
 import struct
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -146,6 +146,338 @@ def join_blocks_twin(data: Buffer, most: int) -> tuple[bytes, int, int, bool]:
     if run:
         out += (_BLOCK.pack(0, filled), *run)
     return b"".join(out), at, rest, ended
+
+
+# ------------------------------------------------------------------- write-ahead log
+
+_NOTED = frozenset({0x00, 0x10, 0x40, 0x70, 0x90, 0xD0})  # xl_info of what `scan_wal` notes
+_SWITCH = 0x40
+_XLOG, _XACT = 0, 1  # resource managers
+_ABORTS, _COMMITS, _ASSIGNMENT = frozenset({0x20, 0x40}), frozenset({0x00, 0x30}), 0x50
+_CONTINUES, _LONG, _OVERWRITES, _PAGE_INFO = 1, 2, 8, 15  # xlp_info
+_SHORT_HEAD, _LONG_HEAD, _RECORD_HEAD = 24, 40, 24
+_RECORD_MOST = 1 << 30
+_WIDER_STATISTICS = 0xD117  # xlp_magic from which on a dropped statistic is named by 16 bytes
+_PAGE = struct.Struct("<HHIQI")  # magic, info, timeline, address, bytes of a record still to come
+_SIZES = struct.Struct("<32xII")  # of a segment, of a page
+_UNFINISHED = struct.Struct(
+    "<QQII24s"
+)  # record before, start, so far, CRC of the body so far, head
+_END = struct.Struct("<QQqII")
+_WRITER = struct.Struct("<IIQ")
+
+WalScan = tuple[tuple[int, ...], list[tuple[int, int, int, bytes]], bytes, bytes, bytes]
+
+
+def scan_wal(data: Buffer, start: int, state: bytes = b"", detail: bool = False) -> WalScan:
+    """Walk the records of one segment of PostgreSQL's log (13 and later, little endian).
+
+    `data` begins at position `start`, with the long header of the segment's first page; `state` is
+    what the scan of the segment before gave, or b"". A record counts when its pages' headers, its
+    link to the record before it and its CRC are right. The walk ends at the first that does not, as
+    PostgreSQL's recovery would, whatever the bytes are. Returns
+
+    -   counts: where the first record that begins here begins and where the last whole one ends;
+        1 when the log goes on up to the end of the segment or to a switch; 1 for a switch; commits;
+        aborts; least and greatest time of a commit, greatest of either (PostgreSQL's microseconds);
+        the transaction that wrote most, and its bytes: with its subtransactions as far as records
+        of this segment tell of them, the least number of several. 0 stands for none;
+    -   notes: (info, start, end, main data) of records about the log itself: checkpoints, switch,
+        restore points, ends of recovery, overwritten records;
+    -   with `detail`, commits and aborts as rows for `wal_ends`, and transactions, ascending, as
+        rows for `wal_writers`; without it two times b"";
+    -   the state for the next segment; b"" when no known record goes on there.
+
+    A transaction's bytes are those of its records in `data`: of a record that comes from before or
+    goes on beyond it the part that is here, without page headers and padding.
+    """
+    if _compiled is not None:
+        found: WalScan = _compiled.scan_wal(data, start, state, detail)
+        return found
+    return scan_wal_twin(data, start, state, detail)
+
+
+def scan_wal_twin(data: Buffer, start: int, state: bytes = b"", detail: bool = False) -> WalScan:
+    """Specify `scan_wal`."""
+    walk = _WalWalk(memoryview(data), start)
+    walk.run(state)
+    return walk.result(detail)
+
+
+def wal_ends(packed: bytes) -> Iterator[tuple[int, int, int, int, int]]:
+    """Yield commits and aborts: start, end, time, transaction, 1 for an abort."""
+    return _END.iter_unpack(packed)
+
+
+def wal_writers(packed: bytes) -> Iterator[tuple[int, int, int]]:
+    """Yield transactions: its number, that of the one it is part of (0 for none), its bytes."""
+    return _WRITER.iter_unpack(packed)
+
+
+def wal_state_writer(state: bytes) -> int:
+    """The transaction whose record goes on in the next segment; 0 for none."""
+    head = _UNFINISHED.unpack_from(state)[4]
+    return int.from_bytes(head[4:8], "little")
+
+
+class _WalRecord:
+    """A record as far as it has come. One without a `start` has no known head and is passed over."""
+
+    def __init__(self, start: int, total: int) -> None:
+        self.start, self.total = start, total
+        self.got = self.here = self.crc = 0
+        self.head = self.body = b""
+
+    @staticmethod
+    def from_state(state: bytes) -> tuple[_WalRecord, int] | None:
+        """Return the record and where the one before it begins; None when it is no state."""
+        if len(state) < _UNFINISHED.size:
+            return None
+        previous, start, got, crc, head = _UNFINISHED.unpack_from(state)
+        record = _WalRecord(start, int.from_bytes(head[:4], "little"))
+        record.got, record.crc, record.head = got, crc, head[:got]
+        record.body = state[_UNFINISHED.size :]
+        kept = got - _RECORD_HEAD if record.told and got > _RECORD_HEAD else 0
+        fits = _RECORD_HEAD <= record.total <= _RECORD_MOST and 8 <= got < record.total
+        return (record, previous) if start and fits and len(record.body) == kept else None
+
+    def as_state(self, previous: int) -> bytes:
+        return _UNFINISHED.pack(previous, self.start, self.got, self.crc, self.head) + self.body
+
+    @property
+    def told(self) -> bool:
+        """Whether anything is told of it, so that its body is kept."""
+        if len(self.head) < _RECORD_HEAD:
+            return False
+        info, manager = self.head[16], self.head[17]
+        return manager == _XACT or (manager == _XLOG and info & 0xF0 in _NOTED)
+
+    def feed(self, part: memoryview) -> None:
+        self.got += len(part)
+        self.here += len(part)
+        if self.start:
+            lacking = _RECORD_HEAD - len(self.head)
+            self.head += part[:lacking]
+            self.crc = _crc32c(part[lacking:], self.crc)
+            if self.told:
+                self.body += part[lacking:]
+
+    def linked(self, previous: int) -> bool:
+        """Whether its head, where that is all there, names the record before it."""
+        if len(self.head) < _RECORD_HEAD:
+            return True
+        before = int.from_bytes(self.head[8:16], "little")
+        return before == previous if previous else before < self.start
+
+    def sound(self) -> bool:
+        return not self.start or _crc32c(self.head[:20], self.crc) == int.from_bytes(
+            self.head[20:], "little"
+        )
+
+
+def _crc32c(data: Buffer, before: int) -> int:
+    from crc32c import crc32c  # noqa: PLC0415 - only the twin needs it
+
+    return int(crc32c(data, before))
+
+
+class _WalWalk:
+    def __init__(self, view: memoryview, start: int) -> None:
+        self.view, self.base = view, start
+        self.page = self.magic = self.timeline = 0
+        self.previous = 0  # where the record before begins; 0 when that is not known
+        self.open: _WalRecord | None = None
+        self.first = self.last = self.commits = self.aborts = 0
+        self.whole = self.switched = False
+        self.times: list[int] = []
+        self.abort_times: list[int] = []
+        self.notes: list[tuple[int, int, int, bytes]] = []
+        self.ends: list[bytes] = []
+        self.bytes_of: dict[int, int] = {}
+        self.part_of: dict[int, int] = {}
+
+    def run(self, state: bytes) -> None:
+        size = self._segment_size()
+        if not size:
+            return
+        self.view = self.view[:size]
+        for offset in range(0, len(self.view), self.page):
+            if not self._walk_page(offset, state):
+                self.whole = self.switched
+                break
+        else:
+            self.whole = len(self.view) == size
+        if not self.whole:
+            self.open = None
+        elif self.open and self.open.start:
+            self._count(self.open)
+
+    def result(self, detail: bool) -> WalScan:
+        folded: dict[int, int] = {}
+        for xid, count in self.bytes_of.items():
+            top = self.part_of.get(xid, xid)
+            folded[top] = folded.get(top, 0) + count
+        most = max(folded.values(), default=0)
+        largest = min((xid for xid, count in folded.items() if most and count == most), default=0)
+        times = self.times, self.abort_times
+        counts = (self.first, self.last, int(self.whole), int(self.switched), *map(len, times))
+        counts += min(self.times, default=0), max(self.times, default=0)
+        counts += max(self.times + self.abort_times, default=0), largest, most
+        state = self.open.as_state(self.previous) if self.open and self.open.start else b""
+        if not detail:
+            return counts, self.notes, b"", b"", state
+        rows = (
+            _WRITER.pack(xid, self.part_of.get(xid, 0), count)
+            for xid, count in sorted(self.bytes_of.items())
+        )
+        return counts, self.notes, b"".join(self.ends), b"".join(rows), state
+
+    def _segment_size(self) -> int:
+        """The size that the first page's long header gives; 0 when that is no such header."""
+        if len(self.view) < _LONG_HEAD:
+            return 0
+        size, page = _SIZES.unpack_from(self.view)
+        if size & (size - 1) or not 1 << 20 <= size <= 1 << 30 or self.base % size:
+            return 0
+        if page & (page - 1) or not 1 << 10 <= page <= 1 << 16:
+            return 0
+        self.page, self.magic = page, int.from_bytes(self.view[:2], "little")
+        return int(size)
+
+    def _walk_page(self, offset: int, state: bytes) -> bool:
+        """Walk the records of one page; False when the log ends there."""
+        head = _SHORT_HEAD if offset else _LONG_HEAD
+        end = min(offset + self.page, len(self.view))
+        if end - offset < head:
+            return False
+        magic, info, timeline, address, rest = _PAGE.unpack_from(self.view, offset)
+        if magic != self.magic or address != self.base + offset or timeline < self.timeline:
+            return False
+        if info & ~_PAGE_INFO or bool(info & _LONG) == bool(offset):
+            return False
+        self.timeline = timeline
+        rest = rest if info & _CONTINUES else 0
+        if not offset:
+            self._resume(state, rest)
+        elif info & _OVERWRITES:
+            self.open = None  # its end was lost in a crash, and recovery says so here
+        if rest != (self.open.total - self.open.got if self.open else 0):
+            return False
+        return self._walk_records(offset + head, end)
+
+    def _resume(self, state: bytes, rest: int) -> None:
+        found = _WalRecord.from_state(state)
+        if rest and found and found[0].total - found[0].got == rest:
+            self.open, self.previous = found
+        elif rest:
+            self.open = _WalRecord(0, rest)
+
+    def _walk_records(self, at: int, end: int) -> bool:
+        while at < end:
+            if self.open is None:
+                total = int.from_bytes(self.view[at : at + 4], "little")
+                if end - at < 8 or not _RECORD_HEAD <= total <= _RECORD_MOST:
+                    return False
+                self.open = _WalRecord(self.base + at, total)
+            record = self.open
+            part = self.view[at : min(at + record.total - record.got, end)]
+            record.feed(part)
+            at += len(part)
+            if record.got == record.total:
+                at = (at + 7) & ~7
+                if not record.linked(self.previous) or not record.sound():
+                    return False
+                self._done(record, self.base + at)
+                if self.switched:
+                    return False
+        return self.open is None or self.open.linked(self.previous)
+
+    def _done(self, record: _WalRecord, end: int) -> None:
+        self.open, self.last, self.previous = None, end, record.start
+        if record.start:
+            self._count(record, self._tell(record, end) if record.told else 0)
+
+    def _count(self, record: _WalRecord, instead: int = 0) -> None:
+        if not self.first and record.start >= self.base:
+            self.first = record.start
+        xid = int.from_bytes(record.head[4:8], "little") or instead
+        if xid:
+            self.bytes_of[xid] = self.bytes_of.get(xid, 0) + record.here
+
+    def _tell(self, record: _WalRecord, end: int) -> int:
+        """Note what a record says; return the prepared transaction that it ends, or 0."""
+        info, manager = record.head[16], record.head[17]
+        if manager == _XLOG:
+            self.switched = info & 0xF0 == _SWITCH
+        main = _main_data(record.body)
+        if main is None:
+            return 0
+        if manager == _XLOG:
+            self.notes.append((info & 0xF0, record.start, end, main))
+            return 0
+        return self._tell_transaction(record, end, main)
+
+    def _tell_transaction(self, record: _WalRecord, end: int, main: bytes) -> int:
+        info, xid = record.head[16], int.from_bytes(record.head[4:8], "little")
+        if info & 0x70 == _ASSIGNMENT:
+            self._tell_parts(int.from_bytes(main[:4], "little"), _counted(main, 4, 4)[0])
+            return 0
+        aborted = info & 0x70 in _ABORTS
+        if len(main) < 8 or not (aborted or info & 0x70 in _COMMITS):
+            return 0
+        width = 16 if self.magic >= _WIDER_STATISTICS else 12
+        parts, prepared = _parts(main, width) if info & 0x80 else (b"", 0)
+        xid = prepared or xid
+        time = int.from_bytes(main[:8], "little", signed=True)
+        (self.abort_times if aborted else self.times).append(time)
+        self.ends.append(_END.pack(record.start, end, time, xid, int(aborted)))
+        self._tell_parts(xid, parts)
+        return prepared
+
+    def _tell_parts(self, top: int, parts: bytes) -> None:
+        for (xid,) in struct.iter_unpack("<I", parts) if top else ():
+            if xid not in {0, top}:
+                self.part_of[xid] = top
+                self.bytes_of.setdefault(xid, 0)
+                self.bytes_of.setdefault(top, 0)
+
+
+def _main_data(body: bytes) -> bytes | None:
+    """The main data of a record without blocks; None when it has blocks, or is no such record."""
+    at = 0
+    while at < len(body):
+        kind, rest = body[at], len(body) - at
+        if kind == 255 and rest >= 2:
+            return body[at + 2 :] if body[at + 1] == rest - 2 else None
+        if kind == 254 and rest >= 5:
+            length = int.from_bytes(body[at + 1 : at + 5], "little")
+            return body[at + 5 :] if length == rest - 5 else None
+        if kind not in {252, 253}:
+            return None
+        at += 5 if kind == 252 else 3  # top-level transaction; origin
+    return b""
+
+
+def _counted(main: bytes, at: int, width: int) -> tuple[bytes, int]:
+    """The items behind a count, and where they end; (b"", -1) when they are not all there."""
+    if len(main) - at < 4:
+        return b"", -1
+    end = at + 4 + int.from_bytes(main[at : at + 4], "little") * width
+    return (main[at + 4 : end], end) if end <= len(main) else (b"", -1)
+
+
+def _parts(main: bytes, width: int) -> tuple[bytes, int]:
+    """The subtransactions, and the prepared transaction or 0, of a commit's or abort's main data."""
+    flags, parts = int.from_bytes(main[8:12], "little"), b""
+    at = 20 if flags & 1 else 12
+    for bit, size in ((2, 4), (4, 12), (256, width), (8, 16)):
+        if flags & bit:
+            items, at = _counted(main, at, size)
+            if at < 0:
+                return parts, 0
+            parts = items if bit == 2 else parts
+    prepared = main[at : at + 4] if flags & 16 else b""
+    return parts, int.from_bytes(prepared, "little") if len(prepared) == 4 else 0
 
 
 # -------------------------------------------------------------------------- file facts
@@ -557,6 +889,61 @@ def _set_facts(fd: int, mode: int, uid: int, gid: int, mtime: int) -> tuple[int,
     return first
 
 
+# ------------------------------------------------------------------ checksums of pages
+
+_SUMS, _FNV_PRIME = 32, 16777619
+_SUM_BASES = (
+    0x5B1F36E9, 0xB8525960, 0x02AB50AA, 0x1DE66D2A, 0x79FF467A, 0x9BB9F8A3, 0x217E7CD2, 0x83E13D2C,
+    0xF8D4474F, 0xE39EB970, 0x42C6AE16, 0x993216FA, 0x7B093B5D, 0x98DAFF3C, 0xF718902A, 0x0B1C9CDB,
+    0xE58F764B, 0x187636BC, 0x5D7B3BB1, 0xE73DE7DE, 0x92BEC979, 0xCCA6C0B2, 0x304A0979, 0x85AA43D4,
+    0x783125BB, 0x6CA8EAA2, 0xE407EAC6, 0x4B5CFC3E, 0x9FBF8C76, 0x15CA20BE, 0xF2CA9FD3, 0x959BD756,
+)  # fmt: skip
+_TWIN_PAGES = 512
+
+
+def page_checksums(pages: Buffer, size: int, first: int) -> list[tuple[int, int, int]]:
+    """Find the pages of PostgreSQL whose checksum is not what their bytes give.
+
+    `pages` is whole pages of `size` bytes, `first` the block number of the first of them in its
+    relation (block in the file + number of the file * blocks a file). Returns (number in `pages`,
+    checksum found, checksum expected) for each that differs; a page of zeros alone has none and is
+    never among them. ValueError unless `size` is a multiple of 128 and all pages are whole. Source:
+    PostgreSQL src/include/storage/checksum_impl.h.
+    """
+    if _compiled is not None:
+        odd: list[tuple[int, int, int]] = _compiled.page_checksums(pages, size, first)
+        return odd
+    return page_checksums_twin(pages, size, first)
+
+
+def page_checksums_twin(pages: Buffer, size: int, first: int) -> list[tuple[int, int, int]]:
+    """Specify `page_checksums`, in numpy: 32 sums of every page at once."""
+    import numpy as np  # noqa: PLC0415 - see gear
+
+    if size <= 0 or size % (4 * _SUMS) or len(pages) % size or not 0 <= first <= 0xFFFFFFFF:
+        raise ValueError("whole pages of a multiple of 128 bytes, numbered in 32 bits")
+    found: list[tuple[int, int, int]] = []
+    prime, shift = np.uint32(_FNV_PRIME), np.uint32(17)
+    count = len(pages) // size
+    for start in range(0, count, _TWIN_PAGES):
+        some = min(_TWIN_PAGES, count - start)
+        words = np.frombuffer(pages, "<u4", some * size // 4, start * size).reshape(some, -1)
+        noted = (words[:, 2] & np.uint32(0xFFFF)).astype(np.int64)
+        sums = np.tile(np.array(_SUM_BASES, np.uint32), (some, 1))
+        for at in range(0, size // 4 + 2 * _SUMS, _SUMS):
+            if at < size // 4:
+                sums ^= words[:, at : at + _SUMS]
+            if not at:  # the checksum itself counts as zero
+                sums[:, 2] ^= words[:, 2] & np.uint32(0xFFFF)
+            sums = sums * prime ^ (sums >> shift)
+        numbers = (np.arange(some, dtype=np.uint64) + np.uint64(first + start)).astype(np.uint32)
+        expected = (np.bitwise_xor.reduce(sums, axis=1) ^ numbers).astype(np.int64) % 65535 + 1
+        for number in np.flatnonzero(expected != noted).tolist():
+            if words[number].any():
+                found.append((start + number, int(noted[number]), int(expected[number])))
+    return found
+
+
 # --------------------------------------------------------------------------- allocator
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8
@@ -581,3 +968,20 @@ def tune_allocator() -> bool:
     kept = mallopt(_M_MMAP_THRESHOLD, 256 << 20) or mallopt(_M_MMAP_THRESHOLD, 32 << 20)
     kept = mallopt(_M_ARENA_MAX, 2) and kept
     return bool(mallopt(_M_TRIM_THRESHOLD, 1 << 30) and kept)
+
+
+# --------------------------------------------------------------------------- syncfs
+
+
+def sync_file_system(fd: int) -> None:
+    """Make everything on the file system of `fd` durable. OSError."""
+    import ctypes  # noqa: PLC0415 - as above
+
+    try:
+        syncfs = ctypes.CDLL(None, use_errno=True).syncfs
+    except (OSError, AttributeError):  # a C library without it
+        os.sync()
+        return
+    if syncfs(fd):
+        code = ctypes.get_errno()
+        raise OSError(code, os.strerror(code))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import gc
 import os
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
@@ -21,7 +22,7 @@ import msgspec
 from strongroom.config.loading import SECRET_VARIABLES
 from strongroom.config.model import S3, Configuration, FilesTable, PostgresTable, SourceTable
 from strongroom.config.secrets import Secret, read_private, resolve
-from strongroom.errors import ConfigError, UsageError
+from strongroom.errors import ConfigError, StrongroomError, UsageError
 from strongroom.files.rclone.tool import check_remote, is_remote
 
 if TYPE_CHECKING:
@@ -35,8 +36,13 @@ if TYPE_CHECKING:
     from strongroom.operations.runbook_cloud import CloudRunbook
     from strongroom.operations.runbook_database import DatabaseRunbook
     from strongroom.operations.runbook_vault import VaultRunbook
+    from strongroom.postgres.clients import Clients
     from strongroom.postgres.logical.source import LogicalSource
+    from strongroom.postgres.physical.local import LocalSource
+    from strongroom.postgres.recovery.settings import Recovery
     from strongroom.postgres.rights import Rights
+    from strongroom.postgres.wal.archiver import Archiver
+    from strongroom.postgres.wal.daemon import Daemon
     from strongroom.progress import Progress
     from strongroom.repository.catalogue import Snapshot
     from strongroom.repository.ports import Sink, SnapshotReader, Source
@@ -185,6 +191,8 @@ def make_source(
         return _remote_source(name, table, repository, cache_dir, program)
     if isinstance(table, FilesTable):
         return _file_source(name, table, repository, cache_dir)
+    if table.method == "physical":
+        return _cluster_source(name, table, repository, cache_dir, environ, jobs)
     return _database_source(name, table, environ, jobs)
 
 
@@ -263,6 +271,45 @@ def _database_source(
         global_objects=table.globals,
         role_passwords=table.role_passwords,
         unlogged=table.unlogged,
+    )
+
+
+def _cluster_source(
+    name: str,
+    table: PostgresTable,
+    repository: Repository | None,
+    cache_dir: str | None,
+    environ: Mapping[str, str],
+    jobs: int | None,
+) -> LocalSource:
+    from strongroom.postgres.physical.local import LocalSource, is_local  # noqa: PLC0415
+    from strongroom.postgres.wal.copies import CopiedWal  # noqa: PLC0415
+    from strongroom.repository.wal import WalStore  # noqa: PLC0415
+
+    password = _text(table.password, environ)
+    here = table.via == "local" or (
+        table.via is None
+        and is_local(table.dsn, password=password, data_directory=table.data_directory)
+    )
+    if not here:
+        raise ConfigError(
+            f"The cluster of source {name} cannot be read here, and by stream is not possible yet.",
+            do="Run on the database's host, as the account of the server or as root.",
+        )
+    folder = None
+    if repository is not None and cache_dir is not None:
+        folder = os.path.join(cache_dir, repository.identity.id.hex())
+        _make_private(folder)
+    return LocalSource(
+        name,
+        table.dsn,
+        password=password,
+        data_directory=table.data_directory,
+        external=table.external,
+        jobs=jobs or table.jobs,
+        cache_dir=None if folder is None else os.fsencode(folder),
+        repository="" if repository is None else repository.identity.id.hex(),
+        archive=None if repository is None else CopiedWal(WalStore(repository), name),
     )
 
 
@@ -367,6 +414,8 @@ def probe_source(
             exclude=[os.fsencode(pattern) for pattern in table.exclude],
             one_file_system=table.one_file_system,
         )
+    if table.method == "physical":
+        return _cluster_source(name, table, None, None, environ, None).probe()
     return _database_source(name, table, environ, None).probe()
 
 
@@ -658,6 +707,151 @@ def _runner(
         run_command(argv, environ={**kept, **more}, cwd=cwd, tell=tell)
 
     return run
+
+
+# -- WAL ---------------------------------------------------------------------------------------
+
+
+def wal_sources(configuration: Configuration) -> dict[str, bool]:
+    """The configured databases; True for those that are backed up physically."""
+    return {
+        name: str(table.method) == "physical"
+        for name, table in configuration.source.items()
+        if isinstance(table, PostgresTable)
+    }
+
+
+def wal_daemon(
+    repository: Repository,
+    configuration: Configuration,
+    *,
+    path: str | None,
+    environ: Mapping[str, str],
+    ahead: int,
+    explain: Callable[[StrongroomError], str],
+    tell: Callable[[str], None],
+) -> Daemon:
+    """The daemon of one configuration, which was read from `path`."""
+    from strongroom.postgres.wal.ahead import FetchAhead, PushAhead  # noqa: PLC0415
+    from strongroom.postgres.wal.daemon import Daemon, OneConfiguration  # noqa: PLC0415
+    from strongroom.postgres.wal.fetch import Fetcher  # noqa: PLC0415
+    from strongroom.postgres.wal.push import Pusher  # noqa: PLC0415
+    from strongroom.repository.wal import WalStore  # noqa: PLC0415
+
+    store = WalStore(repository)
+    workers = max(2, configuration.jobs or os.cpu_count() or 2)
+    served = OneConfiguration(
+        path, environ.get("STRONGROOM_REPOSITORY", ""), wal_sources(configuration)
+    )
+    push = PushAhead(Pusher(store, lasts=True).push, workers=workers, window=ahead)
+    fetch = FetchAhead(store.get, workers=workers, window=ahead, limit=_WAL_KEPT)
+    return Daemon(
+        served,
+        push=push.push,
+        fetcher=Fetcher(store, get=fetch.get),
+        explain=explain,
+        tell=tell,
+    )
+
+
+def ask_archiver(
+    table: SourceTable, environ: Mapping[str, str]
+) -> tuple[Archiver | None, StrongroomError | None]:
+    """What the server of a source says of its archiving, or why it cannot be asked."""
+    from strongroom.postgres.wal.archiver import ask_archiver as ask  # noqa: PLC0415
+
+    if not isinstance(table, PostgresTable):
+        raise UsageError("The source is no database: it has no WAL.")
+    try:
+        return ask(table.dsn, _text(table.password, environ)), None
+    except StrongroomError as fault:
+        return None, fault
+
+
+_WAL_KEPT = 256 << 20  # bytes of segments that recovery will ask for next
+
+
+# -- clusters ----------------------------------------------------------------------------------
+
+
+def cluster_sink(
+    target: bytes,
+    *,
+    recovery: Recovery,
+    delta: bool,
+    spaces: Mapping[bytes, bytes],
+    owner: bool,
+    jobs: int | None,
+) -> Sink:
+    """The sink that fills a data directory."""
+    from strongroom.postgres.recovery.sink import PhysicalSink  # noqa: PLC0415
+
+    return PhysicalSink(
+        target,
+        recovery=recovery,
+        delta=delta,
+        spaces=spaces,
+        owner=None if owner else False,
+        jobs=jobs,
+    )
+
+
+def fetch_command(
+    config: str | None,
+    environ: Mapping[str, str],
+    *,
+    repository: str | None = None,
+    key_file: str | None = None,
+    passphrase_file: str | None = None,
+    recovery_code_file: str | None = None,
+    standby: bool = False,
+    partial: bool = False,
+) -> str:
+    """restore_command of a cluster restored here: this program, with this configuration.
+
+    Only names of files and places are in it, no secret. $STRONGROOM_PROGRAM names the program
+    where it is started through another one.
+    """
+    from strongroom.postgres.recovery.settings import command  # noqa: PLC0415
+
+    program = environ.get("STRONGROOM_PROGRAM") or os.path.abspath(sys.argv[0])
+    if os.path.basename(program) == "strongroom" and os.access(program, os.X_OK):
+        words = [program]
+    else:
+        words = [sys.executable, "-m", "strongroom"]
+    words += ["wal", "fetch", "%f", "%p"]
+    if config is not None:
+        words.append(f"--config={os.path.abspath(config)}")
+    if environ.get("STRONGROOM_WAL_SOCKET"):
+        words.append(f"--socket={environ['STRONGROOM_WAL_SOCKET']}")
+    place = repository or environ.get("STRONGROOM_REPOSITORY")
+    if place:
+        words.append(f"--repository={place if '://' in place else os.path.abspath(place)}")
+    for flag, path in (
+        ("--key-file", key_file),
+        ("--passphrase-file", passphrase_file),
+        ("--recovery-code-file", recovery_code_file),
+    ):
+        if path is not None:
+            words.append(f"{flag}={os.path.abspath(path)}")
+    words += ["--standby"] * standby + ["--partial"] * partial
+    return command(words)
+
+
+def clients(table: SourceTable | None) -> Clients:
+    """The client programs that a source uses."""
+    from strongroom.postgres.clients import Clients  # noqa: PLC0415
+
+    return Clients.found(table.bin_dir if isinstance(table, PostgresTable) else None)
+
+
+def database_of(table: SourceTable | None) -> str | None:
+    """The database that a source's dsn names."""
+    if not isinstance(table, PostgresTable):
+        return None
+    from strongroom.postgres.server import Conninfo  # noqa: PLC0415
+
+    return Conninfo.parse(table.dsn).parameters.get("dbname")
 
 
 # -- artefacts ---------------------------------------------------------------------------------

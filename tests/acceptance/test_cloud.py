@@ -332,7 +332,10 @@ def test_what_differs_at_the_target_is_told_and_then_nothing_is_deleted(plain: D
     target = plain.root / "target"
     target.mkdir()
     (target / "other").write_text("old")
-    (plain.root / "after-copy").write_text(f"printf x > {target}/audits/03.json\n")
+    root = plain.root
+    (root / "after-copy").write_text(
+        f"printf x > {target}/audits/03.json; cp {root}/done-copy {root}/after-copy\n"
+    )
     done = plain.run(
         "restore", "vault", "--to", "rclone:target:", "--replace", "--yes", "--json", status=3
     )

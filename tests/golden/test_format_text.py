@@ -24,9 +24,11 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from rooms import BIRTH, as_read, new_room, noise, restore, take
 from strongroom import kernel
-from strongroom.format import chunker, content, frame, pack, record, segment, tree
+from strongroom.format import chunker, content, frame, pack, record, segment, tree, walfile
 from strongroom.format import keyset as keysets
 from strongroom.format.tree import Entry, Kind
+from strongroom.format.wal import SegmentFacts
+from strongroom.format.walfile import WalHead
 from strongroom.keys import keyfile, passphrase
 from strongroom.keys.recovery_code import generate_recovery_code
 from strongroom.repository import catalogue, identity, keyring, session
@@ -70,9 +72,7 @@ def test_the_labels_are_found_at_all() -> None:
 
 
 def test_kinds() -> None:
-    kinds = [record.SNAPSHOT, record.TOMBSTONE, record.REFS, record.MARK, record.GC]
-    kinds += [record.INDEX, record.FOOTER]
-    listed = ", ".join(f"`{kind.decode()}`" for kind in kinds)
+    listed = ", ".join(f"`{kind.decode()}`" for kind in record.KINDS + record.WAL_KINDS)
     assert f"Kinds: {listed}." in " ".join(TEXT.split())
     for kind in (*session.CHUNK_KINDS, b"chunker", b"tree page"):
         assert f"`{kind.decode()}`" in TEXT, kind
@@ -85,7 +85,7 @@ def test_numbers() -> None:
     said = " ".join(TEXT.split())
     expected = {
         f"multiple of {record.PAD},": 1,
-        f"padded to {catalogue.INDEX_PAD};": 1,
+        f"padded to {catalogue.INDEX_PAD};": 2,
         f"padded to {pack.FOOTER_PAD}:": 1,
         f"at most {frame.MAX_PLAIN >> 20} MiB, and nothing after": 1,
         f"h & 0x{chunker.PROPOSAL_MASK:X} = 0": 1,
@@ -96,6 +96,8 @@ def test_numbers() -> None:
         f"| {passphrase.MAX_PASSES}; {passphrase.MAX_LANES}; 8·p to {passphrase.MAX_MEMORY:,} KiB; "
         f"{passphrase.MAX_WORK:,} KiB |": 1,
         f"`format` ({identity.FORMAT})": 1,
+        f"`walf`, padded to {walfile.RECORD_PAD} frame": 1,
+        f"history or label file of at most {walfile.TEXT_LIMIT >> 10} KiB": 1,
         f'"SRPK" ‖ version u16 = {pack.VERSION} ‖': 1,
         f'"SRIX" ‖ version u16 = {segment.VERSION} ‖': 1,
     }
@@ -115,6 +117,7 @@ WIDTHS = {"u8": 1, "u16": 2, "u32": 4, "u64": 8, "i64": 8, "16": 16, "32": 32, '
         ('"SRPK"', "header length u32", pack._HEAD.size),
         ("session 16 ‖ epoch u32 ‖ length", "u16", pack._SESSION.size),
         ("footer length u32", '"SRPE"', pack.TRAILER.size),
+        ('"SRWL"', "header length u32", pack._HEAD.size),
         ('"SRIX"', "replaces u32", segment._HEAD.size),
         ("tree u8", "name 32", segment.PACK_ROW.itemsize),
         ("session u32", "chunks u32", segment.FRAME_ROW.itemsize),
@@ -128,8 +131,10 @@ def test_layouts(first: str, last: str, size: int) -> None:
     assert sum(WIDTHS[width] for width in re.findall(r'\b(?:[ui]\d+|16|32)\b|"', fields)) == size
 
 
-def test_the_fields_of_a_snapshot_and_of_a_keyset_are_on_the_page() -> None:
-    for name in (*snapshot().body(), *json.loads(golden("reader"))):
+def test_the_fields_of_a_snapshot_of_a_keyset_and_of_a_wal_file_are_on_the_page() -> None:
+    head = WalHead("", 1, 1, 0, b"", BIRTH, (), b"", 1, "")
+    facts = SegmentFacts(1, 0, 0).as_json()
+    for name in (*snapshot().body(), *json.loads(golden("reader")), *head.body(), *facts):
         assert f"`{name}`" in TEXT, name
 
 

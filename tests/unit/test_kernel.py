@@ -457,3 +457,90 @@ def test_blocks_are_joined_up_to_a_size_and_end_at_an_empty_one(call) -> None:
     for wrong in ((b"\1\2\0\0\0aa", 9), (data, -1)):
         with pytest.raises(ValueError, match="length"):
             call(*wrong)
+
+
+# -- checksums of pages ----------------------------------------------------------------------
+
+PAGE = 8192
+
+
+def page_sum(page: bytes, block: int) -> int:
+    """The definition, written as slowly as it reads."""
+    sums = list(kernel._SUM_BASES)
+    data = page[:8] + b"\0\0" + page[10:]
+    rows = [struct.unpack_from("<32I", data, at) for at in range(0, len(data), 128)]
+    for row in [*rows, (0,) * 32, (0,) * 32]:
+        for lane, value in enumerate(row):
+            mixed = sums[lane] ^ value
+            sums[lane] = mixed * 16777619 & 0xFFFFFFFF ^ mixed >> 17
+    whole = block
+    for value in sums:
+        whole ^= value
+    return whole % 65535 + 1
+
+
+def summed(pages: bytes, size: int, first: int) -> bytes:
+    """The same pages with good checksums."""
+    out = bytearray(pages)
+    for number in range(len(pages) // size):
+        at = number * size
+        sum_ = page_sum(bytes(out[at : at + size]), first + number & 0xFFFFFFFF)
+        out[at + 8 : at + 10] = sum_.to_bytes(2, "little")
+    return bytes(out)
+
+
+both = pytest.mark.parametrize("call", [kernel.page_checksums, kernel.page_checksums_twin])
+
+
+@both
+@pytest.mark.parametrize("size", [128, 1024, PAGE])
+def test_trap_12_checksums_of_pages_are_the_definition_and_count_the_block(call, size) -> None:
+    noise = random.Random(size).randbytes(3 * size)
+    for first in (0, 1, 131072, 0xFFFFFFFE):
+        good = summed(noise, size, first)
+        assert call(good, size, first) == []
+        assert call(memoryview(bytearray(good)), size, first) == []
+        # The same bytes as another gigabyte of the relation are not good: no block is assumed.
+        assert len(call(good, size, first ^ 0x40000)) == 3
+
+
+@both
+def test_a_page_of_zeros_has_no_checksum_and_one_bit_makes_it_bad(call) -> None:
+    pages = bytearray(4 * 1024)
+    assert call(pages, 1024, 7) == []
+    pages[2 * 1024 + 1023] = 1
+    (row,) = call(pages, 1024, 7)
+    assert row == (2, 0, page_sum(bytes(pages[2048:3072]), 9))
+
+
+@both
+def test_every_flipped_bit_of_a_page_is_seen(call) -> None:
+    good = summed(random.Random(3).randbytes(256), 128, 5)
+    for bit in range(8 * 256):
+        pages = bytearray(good)
+        pages[bit // 8] ^= 1 << bit % 8
+        assert [row[0] for row in call(pages, 128, 5)] == [bit // 1024]
+
+
+@given(st.binary(max_size=4096), st.integers(1, 6), st.integers(0, 0xFFFFFFFF))
+def test_checksums_agree_with_the_twin(data: bytes, blocks: int, first: int) -> None:
+    size = 128 * blocks
+    data = data[: len(data) // size * size]
+    found = kernel.page_checksums(data, size, first)
+    assert found == kernel.page_checksums_twin(data, size, first)
+
+
+def test_checksums_agree_across_runs_of_the_twin() -> None:
+    pages = random.Random(9).randbytes(128 * 1100)
+    found = kernel.page_checksums(pages, 128, 77)
+    assert found == kernel.page_checksums_twin(pages, 128, 77)
+    assert len(found) > 1000
+
+
+@both
+def test_what_is_no_row_of_pages_is_refused(call) -> None:
+    for data, size, first in (
+        (b"x" * 100, 100, 0), (b"x" * 129, 128, 0), (b"x" * 128, 0, 0), (b"x" * 128, 128, 1 << 32)
+    ):  # fmt: skip
+        with pytest.raises(ValueError, match="whole pages"):
+            call(data, size, first)

@@ -23,7 +23,10 @@ VERBS: dict[tuple[str, ...], tuple[str, Group]] = {
     ("list",): ("listing:list_snapshots", EVERYDAY),
     ("check",): ("check:check", EVERYDAY),
     ("doctor",): ("doctor:doctor", EVERYDAY),
+    ("can-restore",): ("recovery:can_restore", RECOVER),
+    ("points",): ("recovery:points", RECOVER),
     ("restore",): ("restore:restore", RECOVER),
+    ("table",): ("recovery:table", RECOVER),
     ("ls",): ("browse:ls", RECOVER),
     ("get",): ("browse:get", RECOVER),
     ("diff",): ("browse:diff", RECOVER),
@@ -34,6 +37,10 @@ VERBS: dict[tuple[str, ...], tuple[str, Group]] = {
     ("key", "list"): ("key:list_keys", MANAGE),
     ("key", "add"): ("key:add", MANAGE),
     ("key", "remove"): ("key:remove", MANAGE),
+    ("wal", "push"): ("wal:push", AUTOMATION),
+    ("wal", "fetch"): ("wal:fetch", AUTOMATION),
+    ("wal", "daemon"): ("wal:daemon", AUTOMATION),
+    ("wal", "status"): ("wal:status", AUTOMATION),
     ("config", "check"): ("config:check", AUTOMATION),
     ("config", "show"): ("config:show", AUTOMATION),
     ("config", "schema"): ("config:schema", AUTOMATION),
@@ -45,10 +52,11 @@ NOUNS = {
     "source": "Sources: what is backed up.",
     "repository": "The repository: where the backups rest.",
     "key": "Keys: who opens the repository.",
+    "wal": "The write-ahead log: what PostgreSQL runs, and how far it is archived.",
     "config": "The configuration.",
 }
 # Commands that may take long: with --json they print lines, the last of type "result".
-LONG = frozenset({"backup", "restore", "check", "demo", "export", "import"})
+LONG = frozenset({"backup", "restore", "check", "demo", "export", "import", "table"})
 
 
 def build() -> App:

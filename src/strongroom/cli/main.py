@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import os
 import sys
-from typing import NoReturn
 
-from strongroom.cli.output import Output
-from strongroom.cli.signals import convert_signals
-from strongroom.errors import Interrupted, StrongroomError, UsageError
+TYPE_CHECKING = False  # PostgreSQL starts `wal push` for every segment: no import that can wait
+if TYPE_CHECKING:
+    from typing import NoReturn
+
+    from strongroom.errors import StrongroomError
 
 # What the words of a failed backup would say wrongly of other verbs.
 _BESIDE_BACKUP = {
@@ -25,7 +26,12 @@ def main() -> NoReturn:
     """Run the command line of this process and exit with its status."""
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
-    status = run(sys.argv[1:])
+    argv = sys.argv[1:]
+    if argv[:2] == ["wal", "fetch"]:
+        _fetch(argv)
+    if argv[:1] == ["wal"] and (status := _quick(argv)) is not None:
+        os._exit(status)
+    status = run(argv)
     try:
         sys.stdout.flush()
     except BrokenPipeError:
@@ -33,16 +39,40 @@ def main() -> NoReturn:
     sys.exit(status)
 
 
+def _fetch(argv: list[str]) -> NoReturn:
+    """Run `wal fetch`. PostgreSQL takes any status up to 125 for the end of the log and opens the
+    database: not even a broken installation may end in one, as Python itself would."""
+    status = 201
+    try:
+        quick = _quick(argv)
+        status = run(argv) if quick is None else quick
+    except BaseException as fault:
+        os.write(2, f"strongroom: {type(fault).__name__}: {fault}\n".encode("ascii", "replace"))
+    finally:
+        os._exit(status)
+
+
+def _quick(argv: list[str]) -> int | None:
+    from strongroom.cli.wal_client import quick  # noqa: PLC0415
+
+    return quick(argv)
+
+
 def run(argv: list[str]) -> int:
     """Run a command line and return its exit status; errors are told, not raised."""
+    from strongroom.cli.signals import convert_signals  # noqa: PLC0415
+    from strongroom.errors import Interrupted, StrongroomError  # noqa: PLC0415
+
     try:
         convert_signals()
         # numpy's linear algebra starts a thread a core that would spin for nothing here.
         os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
         return _call(argv)
-    except BrokenPipeError:  # `| head` has seen enough
+    except BrokenPipeError as fault:
         _drop_stdout()
-        return 0
+        if argv[:1] == ["wal"]:  # nobody reads what these print: something else broke
+            return _fail(argv, _unforeseen(fault))
+        return 0  # `| head` has seen enough
     except StrongroomError as fault:
         return _fail(argv, fault)
     except KeyboardInterrupt:
@@ -56,6 +86,7 @@ def _call(argv: list[str]) -> int:
 
     from strongroom.cli.app import build  # noqa: PLC0415
     from strongroom.cli.flags import verb_first  # noqa: PLC0415
+    from strongroom.errors import UsageError  # noqa: PLC0415
 
     app, argv = build(), verb_first(argv)
     if not argv:
@@ -75,6 +106,8 @@ def _call(argv: list[str]) -> int:
 def _fail(argv: list[str], fault: StrongroomError) -> int:
     from strongroom.cli.app import LONG  # noqa: PLC0415
     from strongroom.cli.flags import verb_first, wants  # noqa: PLC0415
+    from strongroom.cli.output import Output  # noqa: PLC0415
+    from strongroom.errors import StrongroomError  # noqa: PLC0415
 
     argv = verb_first(argv)
     verb = argv[0] if argv else ""
@@ -88,10 +121,21 @@ def _fail(argv: list[str], fault: StrongroomError) -> int:
         Output(json=wants(argv, "--json")).error(fault, long=verb in LONG, verb=verb)
     except BrokenPipeError:
         _drop_stdout()
-    return fault.exit_status
+    return _status(argv, fault.exit_status)
+
+
+def _status(argv: list[str], status: int) -> int:
+    """The exit status, as those commands may have it that PostgreSQL runs."""
+    from strongroom.postgres.wal.client import fetch_status, push_status  # noqa: PLC0415
+
+    if argv[:2] == ["wal", "push"]:
+        return push_status(status)
+    return fetch_status(status) if argv[:2] == ["wal", "fetch"] else status
 
 
 def _unforeseen(fault: Exception) -> StrongroomError:
+    from strongroom.errors import StrongroomError  # noqa: PLC0415
+
     wrapped = StrongroomError(
         f"An error that nobody foresaw: {type(fault).__name__}: {fault}",
         means="What was committed before is untouched; this run did not finish.",

@@ -18,7 +18,7 @@ from msgspec.structs import fields
 
 from strongroom.cli.app import NOUNS, VERBS, build
 from strongroom.cli.codes import load_pages
-from strongroom.config.loading import SECRET_VARIABLES, VARIABLES, search_path
+from strongroom.config.loading import SECRET_VARIABLES, VARIABLES
 from strongroom.config.model import (
     S3,
     ArtefactsTable,
@@ -32,6 +32,7 @@ from strongroom.config.model import (
     RepositoryTable,
     json_schema,
 )
+from strongroom.config.places import search_path
 
 MADE = "<!-- Made by `python -m strongroom.cli.reference`; change the code, not this page. -->"
 _EVERYWHERE = re.compile(r"\*\*Everywhere\*\*:\n\n(?:\* .*\n|  .*\n)+\n?")

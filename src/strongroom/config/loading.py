@@ -22,9 +22,9 @@ from typing import Any
 from strongroom.config.building import Key, build, show_key
 from strongroom.config.lines import Lines
 from strongroom.config.model import Configuration
+from strongroom.config.places import search_path
 from strongroom.errors import ConfigError
 
-FILE_NAME = "strongroom.toml"
 _HOLDERS: tuple[Key, ...] = (
     ("repository", "passphrase"),
     ("repository", "key_file"),
@@ -119,16 +119,6 @@ def find_file(config: str | None, environ: Mapping[str, str]) -> str | None:
             _refuse_foreign(candidate)
             return candidate
     return None
-
-
-def search_path(environ: Mapping[str, str]) -> list[str]:
-    """Where a file is looked for when none is named."""
-    home = environ.get("XDG_CONFIG_HOME") or os.path.join(environ.get("HOME") or "/", ".config")
-    return [
-        FILE_NAME,
-        os.path.join(home, "strongroom", FILE_NAME),
-        os.path.join("/etc/strongroom", FILE_NAME),
-    ]
 
 
 def _refuse_foreign(path: str) -> None:

@@ -173,8 +173,34 @@ class PostgresTable(
         Secret | None,
         Meta(description="Password of the role; otherwise ~/.pgpass and $PGPASSWORD, as for psql."),
     ] = None
-    method: Annotated[Literal["logical"], Meta(description="How it is backed up.")] = "logical"
-    jobs: Annotated[Jobs | None, Meta(description="Dump streams side by side.")] = None
+    method: Annotated[
+        Literal["logical", "physical"],
+        Meta(
+            description="How it is backed up: one database by pg_dump, or the whole cluster by its "
+            "files."
+        ),
+    ] = "logical"
+    via: Annotated[
+        Literal["local", "stream"] | None,
+        Meta(
+            description="How the files of a physical backup are read: on the database's host, or "
+            "by the replication protocol; otherwise local where the data directory is readable."
+        ),
+    ] = None
+    data_directory: Annotated[
+        str | None,
+        Meta(description="The cluster's data directory, where the role may not ask for it."),
+    ] = None
+    external: Annotated[
+        tuple[str, ...],
+        Meta(
+            description="Files and folders of configuration outside the data directory, besides "
+            "those that the server names."
+        ),
+    ] = ()
+    jobs: Annotated[
+        Jobs | None, Meta(description="Dump streams, or threads that read, side by side.")
+    ] = None
     databases: Annotated[
         tuple[str, ...],
         Meta(description='Several databases of the server by name; "*" is all of them.'),
@@ -278,6 +304,13 @@ def check_folder(path: str) -> None:
         check_remote(path)
 
 
+def check_absolute(paths: str | tuple[str, ...]) -> None:
+    """ValueError for a path that depends on where the program is started."""
+    for path in (paths,) if isinstance(paths, str) else paths:
+        if not path.startswith("/") or "\0" in path:
+            raise ValueError('must begin with "/"')
+
+
 def check_kms(key: str) -> None:
     """ValueError for what cannot be the id of a KMS key."""
     if not key.strip() or not key.isprintable() or " " in key:
@@ -313,6 +346,8 @@ CHECKS: Mapping[tuple[type[Struct], str], Callable[[Any], None]] = {
     (RepositoryTable, "url"): check_url,
     (RepositoryTable, "kms_key"): check_kms,
     (PostgresTable, "dsn"): check_dsn,
+    (PostgresTable, "data_directory"): check_absolute,
+    (PostgresTable, "external"): check_absolute,
     (FilesTable, "path"): check_folder,
     (PostgresTable, "schedule"): check_schedule,
     (FilesTable, "schedule"): check_schedule,

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from datetime import UTC
 from typing import Any
 
 from strongroom.demo.platform import Platform, find_platform
@@ -19,6 +20,7 @@ from strongroom.errors import Damaged, StrongroomError
 from strongroom.files.compare import compare_trees
 from strongroom.postgres.compare import compare_databases
 from strongroom.postgres.embedded import EmbeddedServer
+from strongroom.postgres.sandbox import Restored
 
 _TABLES = (
     "SELECT format('SELECT count(*) FROM ONLY %I', relname) FROM pg_class"
@@ -37,6 +39,14 @@ password = "env:STAKAZO_DB_PASSWORD"
 method = "logical"
 promise = {{ rpo = "24h", rto = "4h", keep = "30d" }}
 
+[source.stakazo-cluster]
+type = "postgres"
+dsn = "{dsn}"
+password = "env:STAKAZO_DB_PASSWORD"
+method = "physical"
+via = "local"
+data_directory = "{data}"
+
 [source.memory-vault]
 type = "files"
 path = "{work}/memory_vault"
@@ -53,6 +63,7 @@ class Verdict:
     backups: dict[str, dict[str, int]] = field(default_factory=dict)
     differences: list[str] = field(default_factory=list)
     rows: int = 0
+    clips: dict[str, int] = field(default_factory=dict)  # before, deleted, back
     files: int = 0
     repository: int = 0
 
@@ -76,7 +87,8 @@ class Demo:
     def run(self) -> Verdict:
         """Do it all."""
         find_platform(os.environ)  # before a server is started
-        server = EmbeddedServer()
+        # The demo itself archives, by the command that archive_command would be: `wal push`.
+        server = EmbeddedServer(settings={"archive_mode": "on", "archive_command": ""})
         with server:
             platform = Platform(server, "stakazo", self._vault)
             self._prepare(server, platform)
@@ -89,6 +101,7 @@ class Demo:
             self._restore()
             self._compare(server)
             self._smoke_test(server)
+            self._bad_delete(server)
         self.verdict.repository = _size(f"{self._work}/repository")
         return self.verdict
 
@@ -112,7 +125,7 @@ class Demo:
         if password is not None:
             self._env["STAKAZO_DB_PASSWORD"] = str(password)
         dsn = make_conninfo("", **{key: value for key, value in parts.items() if value})
-        text = _CONFIG.format(work=self._work, dsn=dsn)
+        text = _CONFIG.format(work=self._work, dsn=dsn, data=server.data_directory)
         if password is None:
             text = text.replace('password = "env:STAKAZO_DB_PASSWORD"\n', "")
         with open(f"{self._work}/strongroom.toml", "w", encoding="utf-8") as file:
@@ -155,16 +168,109 @@ class Demo:
             restored = Platform(server, "stakazo_restored", f"{self._work}/restored_vault")
             self.verdict.differences += restored.smoke_test()
 
+    def _bad_delete(self, server: EmbeddedServer) -> None:
+        """The 02:13 question: every clip is deleted, and the cluster goes back to just before."""
+        cluster = "stakazo-cluster"
+        with server.connect() as connection:  # it was compared, and the cluster is backed up whole
+            connection.execute("DROP DATABASE stakazo_restored WITH (FORCE)")
+        self._back_up(cluster, "physical")
+        title = "DELETE FROM clips, by mistake; and the platform goes on"
+        with self._timed(title, "bad delete"), server.connect("stakazo") as connection:
+            first = str(_value(connection, "SELECT pg_walfile_name(pg_current_wal_lsn())"))
+            clips = int(_value(connection, "SELECT count(*) FROM clips"))
+            moment = _value(connection, "SELECT clock_timestamp()")
+            connection.execute("DELETE FROM clips")
+            connection.execute("DELETE FROM audits")
+            connection.execute("SELECT pg_switch_wal()")
+            left = int(_value(connection, "SELECT count(*) FROM clips"))
+        self._say(f"    {clips:,} clips before, {left:,} after")
+        with self._daemon():
+            self._archive(server, [name for name in _ready(server) if name >= first], cluster)
+            back = self._go_back(server, cluster, moment.astimezone(UTC).isoformat())
+        self._say(f"    {back:,} clips: the rows are back")
+        self.verdict.clips = {"before": clips, "deleted": clips - left, "back": back}
+        if not (back == clips > left):
+            self.verdict.differences.append(f"{back} of {clips} clips came back")
+
+    def _go_back(self, server: EmbeddedServer, cluster: str, when: str) -> int:
+        """Restore to a moment, let PostgreSQL recover, and count the clips."""
+        self._command("can-restore", cluster, "--at", when, key="can-restore")
+        # Beside the server's own: its account, which PostgreSQL runs as, must reach it.
+        target = f"{server.directory}/restored_cluster"
+        self._command("restore", cluster, "--at", when, "--to", target, key="restore cluster")
+        self._say("* PostgreSQL recovers to that moment, and is asked")
+        began = time.monotonic()
+        with Restored(target, self._fetch_for(target)) as restored:
+            self._say("$ psql stakazo -c 'SELECT count(*) FROM clips'")
+            with restored.connect("stakazo") as connection:
+                back = int(_value(connection, "SELECT count(*) FROM clips"))
+        self.verdict.seconds["recover"] = time.monotonic() - began
+        self._say(f"    {self.verdict.seconds['recover']:.1f} s")
+        return back
+
+    @contextmanager
+    def _daemon(self) -> Iterator[None]:
+        """The warm process that `wal push` asks."""
+        socket = f"{self._work}/wal.sock"
+        words = ["wal", "daemon", "--socket", socket]
+        self._say(f"$ strongroom {' '.join(words)} &")
+        process = subprocess.Popen(
+            [sys.executable, "-m", "strongroom", *words], env=self._env, stderr=subprocess.PIPE
+        )
+        assert process.stderr is not None
+        try:
+            process.stderr.readline()  # it listens, or has ended and says why below
+            self._env["STRONGROOM_WAL_SOCKET"] = socket
+            yield
+        finally:
+            self._env.pop("STRONGROOM_WAL_SOCKET", None)
+            process.terminate()
+            process.communicate()
+
+    def _archive(self, server: EmbeddedServer, names: Sequence[str], source: str) -> None:
+        """What archive_command does, for each segment."""
+        self._say(f"$ strongroom wal push %p --source {source}    # {len(names)} segments")
+        began = time.monotonic()
+        for name in names:
+            done = self._start(
+                "wal", "push", f"pg_wal/{name}", "--source", source, cwd=server.data_directory
+            )
+            if done.returncode:
+                raise Damaged(f"wal push {name}: {done.stderr.decode(errors='replace')}")
+        self.verdict.seconds["wal push"] = time.monotonic() - began
+        self._say(f"    {self.verdict.seconds['wal push']:.1f} s")
+
+    def _fetch_for(self, target: str) -> Callable[[str], bytes | None]:
+        """Run `wal fetch` for a server whose own account may not read this demo's repository."""
+
+        def fetch(name: str) -> bytes | None:
+            place = os.path.join(self._work, "fetched")
+            done = self._start("wal", "fetch", name, place, cwd=target)
+            if done.returncode == 1:
+                return None
+            if done.returncode:
+                raise Damaged(f"wal fetch {name} failed: {done.stderr.decode(errors='replace')}")
+            with open(place, "rb") as file:
+                data = file.read()
+            os.unlink(place)
+            return data
+
+        return fetch
+
+    def _start(self, *words: str, cwd: str | None = None) -> subprocess.CompletedProcess[bytes]:
+        return subprocess.run(
+            [sys.executable, "-m", "strongroom", *words],
+            env=self._env,
+            cwd=cwd,
+            capture_output=True,
+            check=False,
+        )
+
     def _command(self, *words: str, key: str | None = None) -> dict[str, Any]:
         """Run a real command in a process of its own; return the result document."""
         self._say(f"$ strongroom {' '.join(words)}")
         began = time.monotonic()
-        process = subprocess.run(
-            [sys.executable, "-m", "strongroom", "--json", *words],
-            env=self._env,
-            capture_output=True,
-            check=False,
-        )
+        process = self._start("--json", *words)
         seconds = time.monotonic() - began
         if process.returncode:
             raise Damaged(
@@ -208,15 +314,18 @@ def report(verdict: Verdict) -> Sequence[str]:
     lines += [
         f"{sum(verdict.seconds.values()):8.1f} s  in all",
         "",
-        f"Four backups of {_mb(sums['size'])} rest in {_mb(verdict.repository)}.",
+        f"{len(verdict.backups)} backups of {_mb(sums['size'])} rest in {_mb(verdict.repository)}.",
     ]
     if verdict.differences:
         lines.append(f"DIFFERENT in {len(verdict.differences)} places:")
         lines += [f"  {one}" for one in verdict.differences[:20]]
     else:
-        lines.append(
-            f"SAME: every one of {verdict.rows:,} rows and {verdict.files:,} files came back."
-        )
+        clips = verdict.clips
+        lines += [
+            f"SAME: every one of {verdict.rows:,} rows and {verdict.files:,} files came back.",
+            f"{clips['deleted']:,} clips were deleted by mistake; restored to just before,"
+            f" {clips['back']:,} of {clips['before']:,} are there.",
+        ]
     return lines
 
 
@@ -234,6 +343,18 @@ def _result(said: bytes) -> dict[str, Any]:
     text = said if said.startswith(b"{\n") else said.splitlines()[-1]
     result: dict[str, Any] = json.loads(text)
     return result
+
+
+def _value(connection: Any, query: str) -> Any:
+    row = connection.execute(query).fetchone()
+    assert row is not None
+    return row[0]
+
+
+def _ready(server: EmbeddedServer) -> list[str]:
+    """What the server waits to see archived, oldest first."""
+    names = os.listdir(os.path.join(server.data_directory, "pg_wal/archive_status"))
+    return sorted(name.removesuffix(".ready") for name in names if name.endswith(".ready"))
 
 
 def _rows(server: EmbeddedServer, database: str) -> int:

@@ -136,15 +136,3 @@ def start_writing_back(fd: int) -> None:
         return
     start.argtypes = [ctypes.c_int, ctypes.c_int64, ctypes.c_int64, ctypes.c_uint]
     start(fd, 0, 0, _WRITE_BACK)  # promises nothing, so that nothing is made of its failure
-
-
-def sync_file_system(fd: int) -> None:
-    """Make everything on the file system of `fd` durable. OSError."""
-    try:
-        syncfs = ctypes.CDLL(None, use_errno=True).syncfs
-    except (OSError, AttributeError):  # a C library without it
-        os.sync()
-        return
-    if syncfs(fd):
-        code = ctypes.get_errno()
-        raise OSError(code, os.strerror(code))

@@ -13,12 +13,13 @@ import os
 from collections.abc import Iterable, Iterator
 
 from strongroom.errors import Refused, TargetFull
-from strongroom.files.beneath import Beneath, sync_file_system
+from strongroom.files.beneath import Beneath
 from strongroom.files.noting import Noted
 from strongroom.files.placing import NEW, Placing
 from strongroom.files.restoring import fault_of_path
 from strongroom.files.source import shown
 from strongroom.format.tree import Entry, Kind
+from strongroom.kernel import sync_file_system
 from strongroom.progress import Progress
 from strongroom.repository.ports import Outcome
 

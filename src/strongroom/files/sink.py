@@ -18,12 +18,12 @@ from itertools import chain, compress
 from typing import Any
 
 from strongroom.errors import NotFound, Refused, StrongroomError
-from strongroom.files.beneath import Beneath, sync_file_system
+from strongroom.files.beneath import Beneath
 from strongroom.files.restoring import Restoring, fault_of_path
 from strongroom.files.source import shown
 from strongroom.files.walk import DIRECTORY, reason
 from strongroom.format.tree import Entry, Kind
-from strongroom.kernel import scan_dir
+from strongroom.kernel import scan_dir, sync_file_system
 from strongroom.progress import Progress
 from strongroom.repository.ports import Outcome, SnapshotReader
 

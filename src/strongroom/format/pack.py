@@ -25,20 +25,22 @@ FOOTER_PAD = 1024
 ZERO_NAME = bytes(32)
 
 
-def encode_header(sessions: Sequence[SessionRow]) -> bytes:
-    """Encode a pack's header."""
+def encode_header(sessions: Sequence[SessionRow], *, magic: bytes = MAGIC) -> bytes:
+    """Encode the header of a pack, or of another object that begins like one."""
     rows = b"".join(
         _SESSION.pack(row.id, row.epoch, len(row.sealed_key)) + row.sealed_key for row in sessions
     )
-    return _HEAD.pack(MAGIC, VERSION, len(sessions), _HEAD.size + len(rows)) + rows
+    return _HEAD.pack(magic, VERSION, len(sessions), _HEAD.size + len(rows)) + rows
 
 
-def decode_header(data: bytes | memoryview) -> tuple[list[SessionRow], int]:
+def decode_header(
+    data: bytes | memoryview, *, magic: bytes = MAGIC
+) -> tuple[list[SessionRow], int]:
     """Return the sessions of a pack and the header's length; ValueError when it is no pack."""
     try:
-        magic, version, count, length = _HEAD.unpack_from(data)
-        if magic != MAGIC or version != VERSION:
-            raise ValueError("not a pack of a version that is known")
+        found, version, count, length = _HEAD.unpack_from(data)
+        if found != magic or version != VERSION:
+            raise ValueError("not an object of a sort and version that is known")
         at, rows = _HEAD.size, []
         for _ in range(count):
             session, epoch, size = _SESSION.unpack_from(data, at)

@@ -26,7 +26,7 @@ _HEAD = 8 + 12
 TAG = 16
 PAD = 256
 
-SNAPSHOT, TOMBSTONE, REFS, MARK, GC, INDEX, FOOTER = (
+SNAPSHOT, TOMBSTONE, REFS, MARK, GC, INDEX, FOOTER = KINDS = (
     b"snap",
     b"tomb",
     b"refs",
@@ -34,6 +34,14 @@ SNAPSHOT, TOMBSTONE, REFS, MARK, GC, INDEX, FOOTER = (
     b"gcol",
     b"indx",
     b"foot",
+)
+# Of the WAL: a file, a gap, a conflict, whose it is, a summary.
+WAL, WAL_GAP, WAL_CONFLICT, WAL_SOURCE, WAL_SUMMARY = WAL_KINDS = (
+    b"walf",
+    b"walg",
+    b"walc",
+    b"walo",
+    b"wals",
 )
 
 
@@ -47,10 +55,7 @@ class RecordKey:
 
     def __init__(self, repository: bytes, catalogue_key: bytes) -> None:
         self._repository = repository
-        self._ciphers = {
-            kind: AESGCM(subkey(catalogue_key, kind))
-            for kind in (SNAPSHOT, TOMBSTONE, REFS, MARK, GC, INDEX, FOOTER)
-        }
+        self._ciphers = {kind: AESGCM(subkey(catalogue_key, kind)) for kind in KINDS + WAL_KINDS}
 
     def seal(self, kind: bytes, name: str, body: bytes, *, nonce: bytes, pad: int = PAD) -> bytes:
         """Seal `body` as the object `name`; `nonce` is 12 fresh random bytes.

@@ -23,7 +23,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
 from typing import TYPE_CHECKING, Any
@@ -182,7 +182,7 @@ class EmbeddedServer:
 
     `directory` (made when missing, must be empty) holds everything; without it a temporary one is
     made and removed on close. `tcp` also listens on 127.0.0.1. `durable=False` turns fsync off.
-    `settings` are added to postgresql.conf.
+    `settings` are added to postgresql.conf, `initdb` are more arguments of that program.
     """
 
     user = "postgres"
@@ -195,11 +195,13 @@ class EmbeddedServer:
         tcp: bool = False,
         durable: bool = True,
         settings: Mapping[str, str] | None = None,
+        initdb: Sequence[str] = (),
     ) -> None:
         self.installation = installation or find_server()
         self.tcp = tcp
         self._durable = durable
         self._settings = dict(settings or {})
+        self._initdb = tuple(initdb)
         self._asked_directory = directory
         self._account = service_account()
         self._password = secrets.token_hex(16)
@@ -403,6 +405,7 @@ class EmbeddedServer:
             "--encoding=UTF8",
             "--locale=C.UTF-8",
             "--no-sync",
+            *self._initdb,
         ]
         root = os.geteuid() == 0
         done = subprocess.run(
@@ -446,11 +449,16 @@ class EmbeddedServer:
         with open(os.path.join(self.data_directory, "postgresql.conf"), "a") as file:
             file.writelines(lines)
 
+    def _arguments(self) -> list[str]:
+        """More words for the server's command line."""
+        return []
+
     def _launch(self) -> subprocess.Popen[bytes]:
         account = self._account
         remove = "" if self._asked_directory else f"{self.directory}:{self.socket_directory}"
         argv = [sys.executable, "-I", "-S", _GUARD, str(account.uid), str(account.gid), remove]
         argv += [os.path.join(self._bindir, "postgres"), "-D", self.data_directory]
+        argv += self._arguments()
         with open(self.log_path, "ab") as log:
             os.chmod(self.log_path, 0o600)
             os.chown(self.log_path, account.uid, account.gid)

@@ -28,12 +28,12 @@ from strongroom.errors import (
     StorageUnreachable,
     StrongroomError,
 )
-from strongroom.format import keyset as keysets
 from strongroom.format import record, segment
 from strongroom.format.keyset import Keyset
 from strongroom.format.record import RecordKey, canonical
 from strongroom.format.segment import Segment
 from strongroom.repository.index import Index
+from strongroom.repository.signing import open_document, sign_document
 from strongroom.storage.base import Storage
 
 INDEX_PAD = 4096
@@ -286,16 +286,8 @@ class Catalogue:
 
     def put_snapshot(self, snapshot: Snapshot) -> None:
         """Commit: sign and store the snapshot, if no tombstone stands in its place."""
-        body = snapshot.body()
-        keyset = self.keyset
-        signed = {
-            "body": body,
-            "signer": keyset.signing_public.hex(),
-            "certificate": keyset.certificate.hex(),
-            "signature": keysets.sign(keyset, _SNAPSHOT_DOMAIN + canonical(body)).hex(),
-        }
         name = snapshot.name
-        raw = canonical(signed)
+        raw = sign_document(self.keyset, _SNAPSHOT_DOMAIN, snapshot.body())
         if self._verified(name, raw) != snapshot:
             raise _damaged(name, "it does not read as it was made; it was not stored")
         data = self.records.seal(record.SNAPSHOT, name, raw, nonce=self.nonce())
@@ -309,18 +301,7 @@ class Catalogue:
     def _verified(self, name: str, raw: bytes) -> Snapshot:
         """The snapshot in a commit record whose signature holds; Damaged when it does not."""
         try:
-            signed = json.loads(raw)
-            snapshot = Snapshot.from_body(signed["body"])
-            keysets.verify(
-                self.keyset.admin_public,
-                self.keyset.repository,
-                snapshot.epoch,
-                writer_name=snapshot.writer,
-                signing_public=bytes.fromhex(signed["signer"]),
-                certificate=bytes.fromhex(signed["certificate"]),
-                signature=bytes.fromhex(signed["signature"]),
-                message=_SNAPSHOT_DOMAIN + canonical(signed["body"]),
-            )
+            snapshot = Snapshot.from_body(open_document(self.keyset, _SNAPSHOT_DOMAIN, raw))
         except (ValueError, KeyError, TypeError) as fault:
             raise _damaged(name, f"its signature or content does not hold ({fault})") from None
         if snapshot.name != name:

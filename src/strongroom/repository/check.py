@@ -6,8 +6,9 @@
     L3   every frame is opened and the id of every chunk in it recomputed
 
 L1's trees and L3 need a reader's key; with a writer's they are left out and
-said to be. A finding names the object, the reason, and the snapshots and files
-that do not restore because of it; damage that hurts nobody is said to hurt nobody.
+said to be. The WAL is looked at too (`check_wal.py`). A finding names the object,
+the reason, and the snapshots and files that do not restore because of it; damage
+that hurts nobody is said to hurt nobody.
 
 What cannot be reached is no finding: nobody knows whether it is damaged. It is told apart, and
 when the store itself stops to answer, so does the check.
@@ -45,6 +46,7 @@ from strongroom.format.tree import Entry
 from strongroom.progress import Progress
 from strongroom.repository import identity, keyring
 from strongroom.repository.catalogue import Catalogue, Refs, Snapshot
+from strongroom.repository.check_wal import WalCheck
 from strongroom.repository.footers import footers, read_footer
 from strongroom.repository.index import ABSENT, Index
 from strongroom.repository.reader import ChunkReader, SnapshotReader
@@ -85,7 +87,7 @@ class Report:
     """What a check looked at and what it found. Sizes in bytes.
 
     `unreached` could not be checked; `stopped` says why the check came to no end. Findings may
-    then blame snapshots that would have turned out not to be hurt.
+    then blame snapshots that would have turned out not to be hurt. Files of the WAL count as packs.
     """
 
     level: int
@@ -156,6 +158,7 @@ class Checker:
         self._openers: dict[tuple[bytes, bytes], FrameOpener] = {}
         self._void: set[str] = set()
         self._slot_list: list[keyring.SlotInfo] | None = None
+        self._wal: WalCheck | None = None
 
     def run(
         self,
@@ -183,6 +186,7 @@ class Checker:
         self._sizes = {entry.name: entry.size for entry in self._storage.list("")}
         report.objects = len(self._sizes)
         self._records(report, commits)
+        self._look_at_wal(report)
         self._load_groups(report)
         self._pack_sizes(report)
         self._lost_objects(report)
@@ -219,6 +223,20 @@ class Checker:
                     self._try(report, name, opener)
             if name.split("/", 1)[0] not in _FOLDERS:
                 report.notes.append(f"{name} is not an object of the repository")
+
+    def _look_at_wal(self, report: Report) -> None:
+        def found(name: str, reason: str) -> None:
+            self._bad_packs[name] = reason
+            report.findings.append(Finding(0, name, reason))
+
+        def missed(name: str, fault: StrongroomError) -> None:
+            self._miss(report, name, fault)
+
+        self._wal = WalCheck(
+            self._repository, self._storage, self._sizes, found=found, missed=missed
+        )
+        self._wal.records()
+        report.notes += self._wal.notes
 
     def _identity(self, report: Report) -> None:
         try:
@@ -529,6 +547,7 @@ class Checker:
         if level >= 3 and not deep:
             report.notes.append("frames were not opened: these keys only write")
         names = [name for name in self._sizes if name.startswith(("packs/", "trees/"))]
+        names += [] if self._wal is None else self._wal.files
         names.sort(key=lambda name: (last_verified.get(name, 0.0), name))
         self._progress.plan(size=sum(self._sizes[name] for name in names), files=len(names))
         self._progress.phase("reading packs")
@@ -567,15 +586,20 @@ class Checker:
         if name in self._bad_packs and not verdict.bad:
             return  # said already at L0
         if not verdict.bad:
-            report.findings.append(
-                Finding(verdict.level, name, verdict.reason + "; no snapshot is hurt")
-            )
+            aside = "" if name.startswith("wal/") else "; no snapshot is hurt"
+            report.findings.append(Finding(verdict.level, name, verdict.reason + aside))
         for bad in verdict.bad:
             bad.group.bad |= bad.lost
             hurt = bad.lost | bad.spoiled
             self._blame(report, verdict.level, name, verdict.reason, bad.group, hurt)
 
     def _read_pack(self, name: str, deep: bool) -> _PackVerdict:
+        if self._wal is not None and name.startswith("wal/"):
+            try:
+                reason = self._wal.verify(name, deep=deep)
+            except StrongroomError as fault:
+                return _PackVerdict(2, None, [], unreached=fault)
+            return _PackVerdict(3 if deep else 2, reason, [])
         try:
             tree, raw = packs.parse_name(name)
         except ValueError:
@@ -619,7 +643,7 @@ class Checker:
         index, view = group.index, memoryview(data)
         bad = _Bad(group, np.zeros_like(rows), np.zeros_like(rows))
         keyset = self._repository.keys.current
-        kinds = (b"tree", b"extents") if tree else (b"data", b"page")
+        kinds = (b"tree", b"extents") if tree else (b"data",)
         keys = [keysets.chunk_key(keyset.id_key, kind) for kind in kinds]
         for row in np.flatnonzero(rows).tolist():
             place = index.place(row)

@@ -70,6 +70,14 @@ class Lane(Protocol):
     def put_run(self, run: memoryview, lengths: Sequence[int]) -> list[bytes]:
         """Store what `put_small` would of chunks that lie back to back in `run`, of these lengths."""
 
+    def put_pages(self, run: memoryview) -> bytes:
+        """Store `run` in pieces of 64 KiB, each one chunk, the last as it is; return their 32-byte
+        ids, joined. For data files of PostgreSQL, a run at a time; every run of a file but its last
+        is a multiple of 64 KiB, and may go through another lane. Reusable on return."""
+
+    def pages_content(self, ids: bytes, size: int) -> Stored:
+        """The content of a file of `size` bytes, from what `put_pages` returned for its runs."""
+
     def content(self) -> ContentWriter:
         """Begin a stream, cut by the session's content-defined chunker."""
 
@@ -174,6 +182,10 @@ class SnapshotReader(Protocol):
         some ids and their verified chunks, which are valid until it returns; on threads of the
         reader, several at a time, each number once. The returned call waits for the last of them
         and says of which ids the chunk cannot be had, and why; what `take` raised, it raises."""
+
+    def chunk_id(self, data: Buffer) -> bytes:
+        """The id of the chunk that these bytes are: what stands at the target already need not be
+        fetched."""
 
 
 @dataclass(frozen=True, slots=True)

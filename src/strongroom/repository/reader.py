@@ -36,7 +36,7 @@ from strongroom.format.pack import object_name
 from strongroom.format.tree import Entry
 from strongroom.repository.catalogue import Root, Snapshot
 from strongroom.repository.index import ABSENT, Index, Place, Session
-from strongroom.repository.ports import Take
+from strongroom.repository.ports import Buffer, Take
 from strongroom.storage.base import Storage
 
 BATCH_SIZE = 8 * 1024 * 1024
@@ -85,6 +85,7 @@ class ChunkReader:
         self._keysets = keysets_by_epoch
         self._load_index = load_index
         self._index = load_index()
+        self._data_key = self._key(b"data")
         self._openers: dict[bytes, FrameOpener] = {}
         self._lock = threading.Lock()
         self._frames: OrderedDict[tuple[bytes, int], bytes] = OrderedDict()
@@ -276,6 +277,10 @@ class ChunkReader:
         return fault
 
     # -- keys and cache --------------------------------------------------------------------
+
+    def data_id(self, data: Buffer) -> bytes:
+        """The id that a chunk of these bytes has in this repository."""
+        return blake3(data, key=self._data_key).digest()
 
     def _key(self, kind: bytes) -> bytes:
         keyset = next(iter(self._keysets.values()))
@@ -524,6 +529,10 @@ class SnapshotReader:
     ) -> Callable[[], Mapping[int, StrongroomError]]:
         """Start fetching chunks in no order; see `ports`."""
         return self._chunks.scatter(b"data", ids, take)
+
+    def chunk_id(self, data: Buffer) -> bytes:
+        """The id that a chunk of these bytes has here."""
+        return self._chunks.data_id(data)
 
     def contents(
         self, entries: Iterable[Entry]

@@ -52,6 +52,7 @@ from strongroom.storage.base import Storage
 
 WINDOW = 8 * 1024 * 1024
 INLINE_EXTENTS = 16
+PAGE_CHUNK = 64 * 1024  # eight pages of PostgreSQL; docs/decisions/0011
 _EXTENTS_MIN, _EXTENTS_MAX, _EXTENTS_MASK = 64, 1024, 0xFF
 # About 256 entries a page; three quarters of the entries are spared the hash that may end one.
 _PAGE_MIN, _PAGE_MAX, _PAGE_BYTES = 192, 1024, 256 * 1024
@@ -88,7 +89,7 @@ class WriteSession:
         self._settings, self._progress = settings, progress
         self._index, self._condemned, self._chunker = index, condemned, chunker
         key = seams.random(32)
-        self._row = SessionRow(session, keyset.epoch, _seal_session_key(keyset, session, key))
+        self._row = SessionRow(session, keyset.epoch, seal_session_key(keyset, session, key))
         self._keys = {kind: keysets.chunk_key(keyset.id_key, kind) for kind in CHUNK_KINDS}
         self._sequence = itertools.count()
         self._last_sequence = 0
@@ -309,10 +310,10 @@ class WriteSession:
         self._catalogue.put_mark(self.group, self.id.hex(), 1, body)
 
 
-CHUNK_KINDS = (b"data", b"page", b"extents", b"tree")
+CHUNK_KINDS = (b"data", b"extents", b"tree")
 
 
-def _seal_session_key(keyset: Keyset, session: bytes, key: bytes) -> bytes:
+def seal_session_key(keyset: Keyset, session: bytes, key: bytes) -> bytes:
     """Seal, and open again where the keys at hand can: all that is stored hangs on this key."""
     sealed = keysets.seal_session_key(keyset, session, key)
     if keyset.reads and keysets.open_session_key(keyset, session, sealed) != key:
@@ -343,7 +344,7 @@ class WriteLane:
         key = self._session.key(kind)
         ids = [blake3(buffer, key=key).digest() for buffer in buffers]
         known = self._session.known(b"".join(ids)).tolist()
-        filler = self._data if kind in (b"data", b"page") else self._meta
+        filler = self._data if kind == b"data" else self._meta
         claim = self._session.claim
         for chunk_id, buffer, here in zip(ids, buffers, known, strict=True):
             if not here and claim(chunk_id, object()):
@@ -365,6 +366,37 @@ class WriteLane:
                     self._data.add(ids[number], run[ends[number] : ends[number + 1]])
         self._data.keep()
         return ids
+
+    def put_pages(self, run: memoryview) -> bytes:
+        """Store `run` in pieces of PAGE_CHUNK bytes, the last as it is; return the ids, joined."""
+        whole, rest = divmod(len(run), PAGE_CHUNK)
+        lengths = [PAGE_CHUNK] * whole + ([rest] if rest else [])
+        return b"".join(self.put_run(run, lengths))
+
+    def pages_content(self, ids: bytes, size: int) -> Stored:
+        """The content of `size` bytes that `put_pages` returned these ids for, in order."""
+        count = len(ids) // ID_SIZE
+        if count != -(-size // PAGE_CHUNK):
+            raise ValueError("the ids are not those of so many bytes")
+        extents: list[Extent] = []
+        for number in range(count):
+            start = number * PAGE_CHUNK
+            length = min(PAGE_CHUNK, size - start)
+            _lengthen(extents, ids[number * ID_SIZE : (number + 1) * ID_SIZE], start, length)
+        content, more = self.encode(extents, size)
+        return Stored(content, b"".join([ids, *more]), size)
+
+    def encode(self, extents: Sequence[Extent], size: int) -> tuple[bytes, list[bytes]]:
+        """The content that these extents make, and the ids of the chunks that hold them, if any."""
+        if not size:
+            return b"", []
+        if len(extents) == 1 and extents[0][:4] == (0, size, 0, 1):
+            return contents.whole(extents[0].id), []
+        if len(extents) <= INLINE_EXTENTS:
+            return contents.inline(extents), []
+        pages = [contents.pack_rows(page) for page in _extent_pages(extents)]
+        ids = self.put_chunks(b"extents", pages)
+        return contents.paged(ids), ids
 
     def content(self) -> WriteContent:
         """Begin a stream."""
@@ -506,26 +538,24 @@ class WriteContent:
         self._fill = rest
 
     def _extend(self, chunk_id: bytes, length: int) -> None:
-        last = self._extents[-1] if self._extents else None
-        if last and last.id == chunk_id and last.length == length and last.end == self._start:
-            self._extents[-1] = last._replace(repeats=last.repeats + 1)
-        else:
-            self._extents.append(Extent(self._start, length, 0, 1, chunk_id))
+        if _lengthen(self._extents, chunk_id, self._start, length):
             self._ids.append(chunk_id)
         self._start += length
 
     def _encode(self, size: int) -> bytes:
-        if not size:
-            return b""
-        extents = self._extents
-        if len(extents) == 1 and extents[0][:4] == (0, size, 0, 1):
-            return contents.whole(extents[0].id)
-        if len(extents) <= INLINE_EXTENTS:
-            return contents.inline(extents)
-        pages = [contents.pack_rows(page) for page in _extent_pages(extents)]
-        ids = self._lane.put_chunks(b"extents", pages)
+        content, ids = self._lane.encode(self._extents, size)
         self._ids += ids
-        return contents.paged(ids)
+        return content
+
+
+def _lengthen(extents: list[Extent], chunk_id: bytes, start: int, length: int) -> bool:
+    """Add a chunk to a content; False where it repeats the one before."""
+    last = extents[-1] if extents else None
+    if last and last.id == chunk_id and last.length == length and last.end == start:
+        extents[-1] = last._replace(repeats=last.repeats + 1)
+        return False
+    extents.append(Extent(start, length, 0, 1, chunk_id))
+    return True
 
 
 def _extent_pages(extents: Sequence[Extent]) -> list[Sequence[Extent]]:
@@ -674,4 +704,4 @@ class TreeWriter:
         return page_id, sum(row[1] for row in group), group[0][2]
 
 
-__all__ = ["ABSENT", "WriteContent", "WriteLane", "WriteSession"]
+__all__ = ["ABSENT", "WriteContent", "WriteLane", "WriteSession", "seal_session_key"]

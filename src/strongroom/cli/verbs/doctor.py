@@ -210,6 +210,10 @@ def _counted(report: Mapping[str, Any]) -> Verdict | str:
 def _database(desk: Desk, name: str, table: PostgresTable) -> Iterator[Finding]:
     from strongroom.operations.doctor import look  # noqa: PLC0415
 
+    if table.method == "physical":
+        yield look(f"source {name}", lambda: _cluster(desk, name, table))
+        return
+
     def tools() -> Verdict | str:
         return wiring.client_tools(table)
 
@@ -240,6 +244,18 @@ def _database(desk: Desk, name: str, table: PostgresTable) -> Iterator[Finding]:
         return text
 
     yield look(f"source {name}", reach)
+
+
+def _cluster(desk: Desk, name: str, table: PostgresTable) -> Verdict | str:
+    report = wiring.probe_source(name, table, environ=desk.environ)
+    text = f"PostgreSQL {report['server'].get('version', '?')}, {report['data_directory']}"
+    if not report["checksums"]:
+        return (
+            "warn",
+            f"{text}; it has no page checksums: damage on its disk is backed up unseen",
+            "Turn them on with `pg_checksums --enable` when the server is down.",
+        )
+    return f"{text}, by its files"
 
 
 def _remotes(desk: Desk) -> list[str]:

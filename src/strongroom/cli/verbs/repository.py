@@ -27,12 +27,15 @@ def stats(*, everywhere: Everywhere = _DEFAULT) -> int:
         for folder in found.objects
     ]
     desk.output.table(("OBJECTS", "COUNT", "SIZE"), rows, right=" rr")
-    ratio = found.source_size / found.stored_size if found.stored_size else 0.0
+    stored = found.stored_size - found.wal_size
+    ratio = found.source_size / stored if stored else 0.0
     desk.output.line()
     desk.output.line(
         f"{found.snapshots} backups hold {show_size(found.source_size)}; new of it "
-        f"{show_size(found.unique_size)}; stored {show_size(found.stored_size)} ({ratio:.1f} : 1)"
+        f"{show_size(found.unique_size)}; stored {show_size(stored)} ({ratio:.1f} : 1)"
     )
+    if found.wal_files:
+        desk.output.line(f"WAL: {found.wal_files:,} files, stored {show_size(found.wal_size)}")
     if found.free is not None:
         desk.output.line(f"Free in the storage: {show_size(found.free)}")
     return 0

@@ -17,6 +17,12 @@ from strongroom.cli.places import clean_path
 from strongroom.cli.points import chosen
 from strongroom.cli.progress import listening
 from strongroom.cli.records import ID_SHOWN, show_moment, snapshot_body
+from strongroom.cli.verbs.recovery import (
+    NO_TARGET,
+    WHOLE_CLUSTER,
+    ClusterFlags,
+    TargetFlags,
+)
 from strongroom.cli.verbs.source import describe
 from strongroom.config.model import FilesTable, PostgresTable
 from strongroom.config.secrets import has_password
@@ -27,6 +33,7 @@ from strongroom.rules.sizes import show_seconds, show_size
 if TYPE_CHECKING:
     from strongroom.repository.catalogue import Snapshot
     from strongroom.repository.ports import Outcome, Sink
+    from strongroom.repository.repository import Repository
 
 PROBLEMS_IN_RESULT = 1000
 _FILES = Group("Files", sort_key=20)
@@ -132,6 +139,8 @@ def restore(
     dry_run: bool = False,
     files: FileFlags = _ALL_FILES,
     databases: DatabaseFlags = _WHOLE_DATABASE,
+    target: TargetFlags = NO_TARGET,
+    cluster: ClusterFlags = WHOLE_CLUSTER,
     runbook: RunbookFlags = _NO_RUNBOOK,
     everywhere: Everywhere = _DEFAULT,
 ) -> int:
@@ -144,11 +153,13 @@ def restore(
     to
         Where to: a new folder, or rclone:remote:path for one in a cloud; for a database its new
         name, or that of an empty one which then stays the one it is, or a libpq URL or
-        "key=value" string with that dbname (a password belongs in $PGPASSWORD or ~/.pgpass).
+        "key=value" string with that dbname (a password belongs in $PGPASSWORD or ~/.pgpass); for a
+        cluster, backed up physically, a data directory.
     backup
         Which backup: the beginning of its id, `latest` or `oldest`. Otherwise the newest.
     at
-        The newest backup not after this time: 2026-11-23T02:13:05Z, 02:13, "20 minutes ago".
+        The newest backup not after this time: 2026-11-23T02:13:05Z, 02:13, "20 minutes ago". A
+        cluster is recovered to that very time.
     no_owner
         Leave everything to the user, or the role, who restores.
     dry_run
@@ -163,6 +174,13 @@ def restore(
     if runbook.given():
         raise UsageError(f"{runbook.given()[0]} goes with --runbook.", do="Give both.")
     with desk.repository() as repository:
+        if _is_cluster(repository, source, (files, databases), (target, cluster)):
+            from strongroom.cli.verbs.recovery import Wanted as OfCluster  # noqa: PLC0415
+            from strongroom.cli.verbs.recovery import restore_cluster  # noqa: PLC0415
+
+            owner = not no_owner
+            whole = OfCluster(source, to, at, backup, owner, dry_run, target, cluster)
+            return restore_cluster(desk, repository, whole)
         snapshot = chosen(desk, repository, source, backup=backup, at=at)
         remote = _remote(desk, snapshot, to, files)
         _refuse_foreign(snapshot, files, databases, remote=remote is not None)
@@ -199,6 +217,27 @@ def restore(
             fault.do += "."
             raise
     return _tell_outcome(desk, snapshot, outcome, wiring.steady() - began)
+
+
+def _is_cluster(
+    repository: Repository,
+    source: str,
+    of_others: tuple[FileFlags, DatabaseFlags],
+    of_clusters: tuple[TargetFlags, ClusterFlags],
+) -> bool:
+    """Is a cluster restored? UsageError when flags of another kind were given with it."""
+    from strongroom.operations.points import is_cluster  # noqa: PLC0415
+
+    cluster = is_cluster(repository, source)
+    foreign = [flag for flags in (of_others if cluster else of_clusters) for flag in flags.given()]
+    if foreign:
+        raise UsageError(
+            f"{source} is {'' if cluster else 'not '}backed up physically; {', '.join(foreign)} "
+            f"{'do' if len(foreign) > 1 else 'does'} not apply to it.",
+            do="`strongroom restore --help` shows which flags belong to which kind"
+            + (", `strongroom table --help` how to have one table." if cluster else "."),
+        )
+    return cluster
 
 
 def _refuse_foreign(

@@ -1,0 +1,284 @@
+"""wal push, wal fetch, wal daemon, wal status.
+
+The first two are asked of the daemon by `cli/wal_client.py` before this module is imported; what
+comes here is done here.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from contextlib import suppress
+from typing import TYPE_CHECKING, Annotated
+
+from cyclopts import Parameter
+
+from strongroom import wiring
+from strongroom.cli.desk import Desk
+from strongroom.cli.flags import Everywhere
+from strongroom.cli.names import show_text
+from strongroom.cli.output import error_lines
+from strongroom.cli.records import show_moment
+from strongroom.cli.wal_client import helper_words, socket_path
+from strongroom.errors import StorageUnreachable, StrongroomError
+from strongroom.format.wal import WalKind, lsn_text
+from strongroom.rules.sizes import show_size
+
+if TYPE_CHECKING:
+    from strongroom.operations.wal_status import SystemStatus, TimelineStatus
+
+PROMISE_MISSED = 10
+
+_DEFAULT = Everywhere()
+_WINDOW = 16
+
+
+def push(
+    path: str,
+    /,
+    *,
+    source: str | None = None,
+    socket: str | None = None,
+    accept_system: bool = False,
+    everywhere: Everywhere = _DEFAULT,
+) -> int:
+    """Archive one file of the WAL: archive_command = 'strongroom wal push %p'.
+
+    Exit status 0 only when the file is durable in the repository, never one above 125. The same
+    file again is fine; other content under the same name is refused, status 9.
+
+    Parameters
+    ----------
+    path
+        The file, relative to the data directory, which is the working directory.
+    source
+        Whose WAL it is; may be left out where one source is backed up physically.
+    socket
+        Where the daemon listens, instead of $STRONGROOM_WAL_SOCKET or /run/strongroom/wal.sock.
+    accept_system
+        Once, by hand: the source is another system from now on (made anew, or upgraded).
+    """
+    from strongroom.postgres.wal.daemon import choose_source  # noqa: PLC0415
+    from strongroom.postgres.wal.directory import DataDirectory  # noqa: PLC0415
+    from strongroom.postgres.wal.push import Pusher, file_name  # noqa: PLC0415
+    from strongroom.repository.wal import WalStore  # noqa: PLC0415
+
+    del socket  # the client asked there
+    file_name(path)
+    desk = Desk(everywhere)
+    whose = choose_source(wiring.wal_sources(desk.configuration), source or "")
+    directory = DataDirectory.here()
+    with desk.repository() as repository:
+        Pusher(WalStore(repository), accept_system=accept_system).push(directory, path, whose)
+    return 0
+
+
+def fetch(
+    name: str,
+    path: str,
+    /,
+    *,
+    partial: bool = False,
+    standby: bool = False,
+    alone: bool = False,
+    source: str | None = None,
+    socket: str | None = None,
+    everywhere: Everywhere = _DEFAULT,
+) -> int:
+    """Deliver one file of the WAL: restore_command = 'strongroom wal fetch %f %p'.
+
+    Exit status 0: delivered, verified. 1: the repository was asked and does not hold it, which
+    PostgreSQL takes for the end of the log. 126 or more: anything else (200 and the usual status;
+    143 when it was stopped), upon which PostgreSQL stops instead of opening the database.
+
+    Where no daemon listens, the first one leaves a process behind that reads ahead for those that
+    follow, and ends when nobody has asked for half a minute.
+
+    Parameters
+    ----------
+    name
+        The file that is wanted, as PostgreSQL calls it.
+    path
+        Where to put it, relative to the data directory, which is the working directory.
+    partial
+        Where a segment is not there, deliver its .partial filled up with zeros: after the primary
+        is lost, this is the last log there is.
+    standby
+        A storage that cannot be reached is status 1 while standby.signal is there: a standby asks
+        again for ever, and would stop for good upon any other status.
+    alone
+        Leave no process behind.
+    source
+        Not needed: the data directory says which system it is.
+    socket
+        Where the daemon listens, instead of $STRONGROOM_WAL_SOCKET or /run/strongroom/wal.sock.
+    """
+    from strongroom.postgres.wal.daemon import may_ask_again  # noqa: PLC0415
+    from strongroom.postgres.wal.directory import DataDirectory  # noqa: PLC0415
+    from strongroom.postgres.wal.fetch import Fetcher, check_name  # noqa: PLC0415
+    from strongroom.repository.wal import WalStore  # noqa: PLC0415
+
+    del socket, source
+    kind = check_name(name)
+    desk = Desk(everywhere)
+    directory = DataDirectory.here()
+    try:
+        with desk.repository() as repository:
+            found = Fetcher(WalStore(repository)).fetch(directory, name, path, partial=partial)
+    except StorageUnreachable as fault:
+        if not may_ask_again(directory, frozenset(["standby"] if standby else [])):
+            raise
+        desk.output.error_lines(fault)
+        return 1
+    if found and not alone and kind is WalKind.SEGMENT:
+        _leave_helper()
+    return 0 if found else 1
+
+
+def _leave_helper() -> None:
+    """Start the process that answers the fetches that follow. One that runs already wins."""
+    words = helper_words(sys.argv[1:])
+    if words is None:
+        return
+    with suppress(OSError):  # what was asked for is delivered: without help the next is slower
+        subprocess.Popen(
+            words,
+            cwd="/",
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+
+
+def daemon(
+    *,
+    socket: str | None = None,
+    ahead: Annotated[int, Parameter(validator=None)] = _WINDOW,
+    idle: float | None = None,
+    everywhere: Everywhere = _DEFAULT,
+) -> int:
+    """Keep the repository open for `wal push` and `wal fetch`, and work ahead of them.
+
+    It runs until it is stopped, as the user that runs PostgreSQL. Without it both do the same,
+    each opening the repository anew.
+
+    Parameters
+    ----------
+    socket
+        Where to listen, instead of $STRONGROOM_WAL_SOCKET or /run/strongroom/wal.sock.
+    ahead
+        How many files to archive, or to read, before they are asked for.
+    idle
+        End after so many seconds without a question.
+    """
+    from strongroom.postgres.wal.daemon import listen  # noqa: PLC0415
+
+    desk = Desk(everywhere)
+    path = socket_path(socket, desk.environ.get("STRONGROOM_WAL_SOCKET"))
+    with desk.repository() as repository:
+        serving = wiring.wal_daemon(
+            repository,
+            desk.configuration,
+            path=desk.loaded.path,
+            environ=desk.environ,
+            ahead=max(0, ahead),
+            explain=_explain,
+            tell=desk.output.note,
+        )
+        listener = listen(path)
+        try:
+            desk.output.note(f"listening at {path}")
+            serving.serve(listener, idle=idle)
+        finally:
+            listener.close()
+            with suppress(FileNotFoundError):
+                os.unlink(path)
+    return 0
+
+
+def status(source: str, /, *, everywhere: Everywhere = _DEFAULT) -> int:
+    """Say how far the WAL of a source is archived, and what is amiss.
+
+    Holes between segments, files that were offered with other content, objects that cannot be read,
+    and, where the server can be reached, how far it is ahead and whether its archiver fails. Exit
+    status 10 when anything is amiss.
+
+    Parameters
+    ----------
+    source
+        The source, as it is called in strongroom.toml.
+    """
+    from strongroom.operations.wal_status import wal_status  # noqa: PLC0415 -- numpy behind it
+
+    desk = Desk(everywhere)
+    table = desk.source_table(source)
+    with desk.repository() as repository:
+        systems = wal_status(repository, source)
+    archiver, away = wiring.ask_archiver(table, desk.environ)
+    newest = max((one for each in systems for one in each.timelines), key=_newest, default=None)
+    lag = None
+    if archiver is not None:
+        lag = max(0, archiver.written - (newest.end if newest is not None else 0))
+    desk.output.document(
+        "wal",
+        {
+            "source": source,
+            "systems": [one.body() for one in systems],
+            "server": None if archiver is None else archiver.body(),
+            "server_error": None if away is None else away.what,
+            "lag": lag,
+        },
+    )
+    for each in systems:
+        desk.output.lines(_system_lines(each, source))
+    if not systems:
+        desk.output.line(f"{source}: no WAL was archived yet")
+    if archiver is not None and lag is not None:
+        last = archiver.last_archived or "nothing"
+        desk.output.line(
+            f"{source}: the server archived {last} last; {show_size(lag)} of its log"
+            " are not in the repository yet"
+        )
+        if archiver.failing:
+            desk.output.warning(
+                f"archiving fails: {archiver.last_failed} at {archiver.last_failed_time}"
+            )
+        if archiver.mode == "off":
+            desk.output.warning("archive_mode is off: the server archives nothing")
+    elif away is not None:
+        desk.output.note(f"{source}: the server was not asked: {away.what}")
+    amiss = any(each.amiss for each in systems)
+    return PROMISE_MISSED if amiss or (archiver is not None and archiver.failing) else 0
+
+
+def _newest(timeline: TimelineStatus) -> tuple[int, int]:
+    return timeline.timeline, timeline.end
+
+
+def _system_lines(system: SystemStatus, source: str) -> list[str]:
+    lines = []
+    for one in system.timelines:
+        span = f"{lsn_text(one.start)} to {lsn_text(one.end)}" if one.segments else "no segment"
+        line = f"{source}: system {system.system_id} timeline {one.timeline}: {span}"
+        line += f", {one.segments:,} segments"
+        if one.last_commit is not None:
+            line += f", last commit {show_moment(one.last_commit)}"
+        if one.last_archived is not None:
+            line += f", archived {show_moment(one.last_archived)}"
+        lines.append(line)
+        for hole in one.holes:
+            reason = show_text(hole.reason) if hole.reason else "nobody recorded why"
+            lines.append(f"  missing: {lsn_text(hole.start)} to {lsn_text(hole.end)}: {reason}")
+        lines += [
+            f"  conflict: {each.name}: other content was offered {show_moment(each.seen)}"
+            f" by {show_text(each.writer)}"
+            for each in one.conflicts
+        ]
+    lines += [f"  unread: {show_text(what)}" for what in system.unread.values()]
+    return lines
+
+
+def _explain(fault: StrongroomError) -> str:
+    return "\n".join(error_lines(fault))

@@ -1,0 +1,125 @@
+"""What can be recovered of a cluster: its physical backups and its log, as `rules.recovery` sees them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from strongroom.errors import NotFound
+from strongroom.format.wal import SegmentName
+from strongroom.operations.browse import list_snapshots
+from strongroom.postgres.physical.facts import PhysicalFacts, is_physical
+from strongroom.repository.catalogue import Snapshot
+from strongroom.repository.repository import Repository
+from strongroom.repository.wal import Timeline, WalListing, WalStore
+from strongroom.rules.recovery import Base, Held, Log, Points, RecordedGap, points
+
+
+@dataclass(frozen=True, slots=True)
+class Cluster:
+    """A source's physical backups of one system, with the log that is there."""
+
+    source: str
+    system_id: int
+    store: WalStore
+    bases: Sequence[Base]
+    log: Log
+    snapshots: Mapping[str, Snapshot]
+    facts: Mapping[str, PhysicalFacts]
+    notes: Sequence[str]
+
+    @property
+    def major(self) -> int:
+        """The major version of its server."""
+        newest = max(self.facts.values(), key=lambda facts: facts.stop_time)
+        return int(newest.server["version_number"]) // 10000
+
+
+def is_cluster(repository: Repository, source: str) -> bool:
+    """Is the newest backup of a source a physical one? NotFound when it has none."""
+    snapshots = list_snapshots(repository, source).snapshots
+    if not snapshots:
+        raise NotFound(f"There is no backup of {source} in {repository.storage.url}.")
+    newest = snapshots[-1]
+    return newest.kind == "postgres" and is_physical(repository.open_snapshot(newest).facts)
+
+
+def look(repository: Repository, source: str) -> Cluster:
+    """Gather what there is of a source's newest system; NotFound without a physical backup."""
+    facts: dict[str, PhysicalFacts] = {}
+    snapshots: dict[str, Snapshot] = {}
+    notes: list[str] = []
+    for snapshot in list_snapshots(repository, source).snapshots:
+        if snapshot.kind != "postgres":
+            continue
+        body = repository.open_snapshot(snapshot).facts
+        if is_physical(body):
+            try:
+                facts[snapshot.id] = PhysicalFacts.from_json(body)
+            except ValueError as fault:
+                notes.append(f"backup {snapshot.id[:12]} cannot be understood: {fault}")
+            else:
+                snapshots[snapshot.id] = snapshot
+    if not facts:
+        raise NotFound(
+            f"There is no physical backup of {source} in {repository.storage.url}.",
+            do='Set method = "physical" in its table and run `strongroom backup` and archiving.',
+        )
+    newest = max(facts, key=lambda one: (snapshots[one].time, one))
+    system_id = facts[newest].system_id
+    others = {one.system_id for one in facts.values()} - {system_id}
+    if others:
+        notes.append(
+            f"{source} was another system before ({', '.join(map(str, sorted(others)))}); its"
+            " backups are not looked at"
+        )
+    facts = {name: one for name, one in facts.items() if one.system_id == system_id}
+    store = WalStore(repository)
+    listing = store.listing(system_id)
+    if listing.unread:
+        notes.append(
+            f"{len(listing.unread)} objects of the log could not be read:"
+            f" {next(iter(listing.unread.values())).what}"
+        )
+    size = facts[newest].wal_segment_size
+    bases = [_base(name, one, snapshots[name]) for name, one in facts.items()]
+    return Cluster(
+        source, system_id, store, bases, _log(listing, size), snapshots, facts, tuple(notes)
+    )
+
+
+def all_points(cluster: Cluster) -> Points:
+    """Windows, gaps and names."""
+    return points(cluster.bases, cluster.log)
+
+
+def _base(name: str, facts: PhysicalFacts, snapshot: Snapshot) -> Base:
+    return Base(
+        name,
+        facts.timeline,
+        facts.start_lsn,
+        facts.stop_lsn,
+        facts.stop_time,
+        snapshot.size,
+    )
+
+
+def _log(listing: WalListing, size: int) -> Log:
+    return Log(size, {number: _held(one, size) for number, one in listing.timelines.items()})
+
+
+def _held(timeline: Timeline, size: int) -> Held:
+    segments = {
+        SegmentName.parse(file.name, size).number: file.facts
+        for file in timeline.segments
+        if file.size == size
+    }
+    return Held(
+        segments,
+        timeline.history,
+        tuple(RecordedGap(gap.start, gap.end, gap.reason) for gap in timeline.gaps),
+        frozenset(SegmentName.parse(file.name, size).number for file in timeline.partials),
+    )
+
+
+__all__ = ["Cluster", "all_points", "is_cluster", "look"]

@@ -1,0 +1,1 @@
+"""A whole cluster, byte for byte: its data directory while the server runs."""

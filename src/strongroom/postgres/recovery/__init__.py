@@ -1,0 +1,1 @@
+"""A cluster brought back: its files, and what it must be told to recover."""
