@@ -61,7 +61,7 @@ def live(major: int, seed: int, transactions: int) -> Iterator[LedgerRoom]:
 
 @pytest.fixture(scope="module")
 def life16() -> Iterator[LedgerRoom]:
-    yield from live(16, SEED, 60)
+    yield from live(16, SEED, 40)
 
 
 def recover(life: LedgerRoom, dice: random.Random, count: int) -> None:
@@ -82,7 +82,7 @@ def recover(life: LedgerRoom, dice: random.Random, count: int) -> None:
 
 
 def test_a_ledger_is_recovered_to_its_prefix(life16: LedgerRoom) -> None:
-    recover(life16, random.Random(SEED), 6)
+    recover(life16, random.Random(SEED), 4)
 
 
 def test_the_index_of_the_log_knows_every_commit(life16: LedgerRoom) -> None:
