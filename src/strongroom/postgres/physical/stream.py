@@ -294,7 +294,7 @@ class StreamSource:
             replication,
             self._archive,
             control,
-            slot=slot,
+            slot=None if backup.damaged else slot,  # an error ends temporary slots
             standby=label.from_standby,
             patience=self._patience,
             progress=progress,
