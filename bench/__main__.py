@@ -2,7 +2,7 @@
 
     python -m bench [--runs 3] [--scale 1] [--work DIR] [PART …]
 
-    parts: vault large logical physical plain scale artefacts wal
+    parts: vault large logical physical stream plain scale artefacts wal
 
 Prints a table; keeps it as JSON under bench/results/.
 """
@@ -27,6 +27,7 @@ from bench.logical import logical
 from bench.measure import Row
 from bench.physical import physical
 from bench.plain import plain
+from bench.stream import stream
 from bench.wal import wal
 
 PARTS: dict[str, Callable[[str, int], list[Row]]] = {
@@ -34,6 +35,7 @@ PARTS: dict[str, Callable[[str, int], list[Row]]] = {
     "large": large,
     "logical": logical,
     "physical": physical,
+    "stream": stream,
     "plain": plain,
     "scale": scale,
     "artefacts": artefacts,
@@ -56,6 +58,7 @@ def main() -> None:
     rows: list[Row] = []
     parts = {**PARTS, "logical": partial(logical, scale=chosen.scale)}
     parts["physical"] = partial(physical, scale=chosen.scale)
+    parts["stream"] = partial(stream, scale=chosen.scale)
     parts["plain"] = partial(plain, scale=chosen.scale)
     parts["artefacts"] = partial(artefacts, scale=chosen.scale)
     parts["wal"] = partial(wal, scale=chosen.scale)

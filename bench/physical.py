@@ -13,7 +13,7 @@ from strongroom.postgres.embedded import EmbeddedServer, find_server
 
 PGBENCH_SCALE, FLOAT_ROWS, JSON_ROWS = 60, 2_000_000, 500_000
 LEVEL, PROCESSES = 1, 2
-_SETTINGS = {"shared_buffers": "256MB", "autovacuum": "off", "max_wal_size": "4GB"}
+SETTINGS = {"shared_buffers": "256MB", "autovacuum": "off", "max_wal_size": "4GB"}
 
 
 def physical(work: str, times: int, scale: float = 1.0) -> list[Row]:
@@ -21,15 +21,15 @@ def physical(work: str, times: int, scale: float = 1.0) -> list[Row]:
     home = f"{work}/cluster"
     fresh(home)
     with EmbeddedServer(
-        find_server(15), home, settings=_SETTINGS, initdb=["--data-checksums"]
+        find_server(15), home, settings=SETTINGS, initdb=["--data-checksums"]
     ) as server:
-        _fill(server, scale)
+        fill(server, scale)
         rows = _compare(work, times, server, scale)
     fresh(home)
     return rows
 
 
-def _fill(server: EmbeddedServer, scale: float) -> None:
+def fill(server: EmbeddedServer, scale: float) -> None:
     """pgbench's tables, rows with arrays of floats, JSON documents: some 1.8 GB."""
     pgbench = os.path.join(server.installation.bindir, "pgbench")
     run([pgbench, "-i", "-q", f"--scale={max(1, int(PGBENCH_SCALE * scale))}", server.dsn])
@@ -163,4 +163,4 @@ def _compare(work: str, times: int, server: EmbeddedServer, scale: float) -> lis
     return rows
 
 
-__all__ = ["physical"]
+__all__ = ["fill", "physical"]

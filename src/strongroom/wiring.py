@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from strongroom.postgres.clients import Clients
     from strongroom.postgres.logical.source import LogicalSource
     from strongroom.postgres.physical.local import LocalSource
+    from strongroom.postgres.physical.stream import StreamSource
     from strongroom.postgres.recovery.settings import Recovery
     from strongroom.postgres.rights import Rights
     from strongroom.postgres.wal.archiver import Archiver
@@ -281,7 +282,7 @@ def _cluster_source(
     cache_dir: str | None,
     environ: Mapping[str, str],
     jobs: int | None,
-) -> LocalSource:
+) -> LocalSource | StreamSource:
     from strongroom.postgres.physical.local import LocalSource, is_local  # noqa: PLC0415
     from strongroom.postgres.wal.copies import CopiedWal  # noqa: PLC0415
     from strongroom.repository.wal import WalStore  # noqa: PLC0415
@@ -292,9 +293,15 @@ def _cluster_source(
         and is_local(table.dsn, password=password, data_directory=table.data_directory)
     )
     if not here:
-        raise ConfigError(
-            f"The cluster of source {name} cannot be read here, and by stream is not possible yet.",
-            do="Run on the database's host, as the account of the server or as root.",
+        from strongroom.postgres.physical.stream import StreamSource  # noqa: PLC0415
+
+        return StreamSource(
+            name,
+            table.dsn,
+            password=password,
+            external=table.external,
+            jobs=jobs or table.jobs,
+            archive=None if repository is None else CopiedWal(WalStore(repository), name),
         )
     folder = None
     if repository is not None and cache_dir is not None:

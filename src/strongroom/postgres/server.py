@@ -181,6 +181,30 @@ def connect(
     return connection
 
 
+def connect_replication(conninfo: Conninfo) -> psycopg.Connection[Any]:
+    """Open a connection for physical replication; no SQL is spoken on it.
+
+    Raises DatabaseUnreachable, KeyRefused or Refused.
+    """
+    import psycopg  # noqa: PLC0415
+
+    with translated(conninfo):
+        connection = psycopg.connect(
+            conninfo.text(
+                replication="true", application_name="strongroom", client_encoding="SQL_ASCII"
+            ),
+            autocommit=True,
+            prepare_threshold=None,
+        )
+    if connection.info.server_version // 10000 < OLDEST_SUPPORTED:
+        connection.close()
+        raise Refused(
+            f"The server of {conninfo.where} is older than PostgreSQL {OLDEST_SUPPORTED}.",
+            do="Upgrade the server, or dump it with its own pg_dump and back up that file.",
+        )
+    return connection
+
+
 def interrupt(connection: psycopg.Connection[Any]) -> None:
     """End whatever a connection is doing, from another thread."""
     import psycopg  # noqa: PLC0415

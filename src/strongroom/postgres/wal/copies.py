@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 
+from strongroom.postgres.physical.control import ControlFile
 from strongroom.postgres.wal.directory import DataDirectory
 from strongroom.postgres.wal.push import Pusher
 from strongroom.repository.wal import WalStore
@@ -23,6 +24,10 @@ class CopiedWal:
     def has(self, system_id: int, name: str) -> bool:
         """Is a file there?"""
         return self._store.head(system_id, name) is not None
+
+    def put(self, control: ControlFile, name: str, data: memoryview) -> None:
+        """Archive a file that came by the replication protocol; durable when this returns."""
+        self._pusher.put(control, name, data, self._source)
 
     def take(self, data_directory: bytes, name: str) -> None:
         """Archive a file of pg_wal; durable when this returns."""

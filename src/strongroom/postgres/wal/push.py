@@ -85,6 +85,28 @@ class Pusher:
             self._sum_up(control.system_id, int(name[:8], 16))
         return Pushed(name, put)
 
+    def put(
+        self, control: ControlFile, name: str, data: memoryview, source: str, *, major: int = 0
+    ) -> Pushed:
+        """Take a file that a server sent, whose pg_control is known; durable when this returns.
+
+        `major` is not looked at when it is 0.
+        """
+        kind = kind_of(file_name(name))
+        self.check_source(source, control.system_id)
+        facts = None
+        if kind in (WalKind.SEGMENT, WalKind.PARTIAL):
+            segment = _segment(name, control)
+            with self._carries.of(control.system_id, segment, kind) as leave:
+                _check_segment(name, data, control, major)
+                earlier = SegmentName(segment.timeline, max(segment.number - 1, 0), segment.size)
+                _, before = self._carries.left_by(control.system_id, earlier)
+                facts, carry = scan_segment(data, segment, before)
+                leave(carry)
+        else:
+            _check_small(name, kind, bytes(data))
+        return Pushed(name, self._store.put(control.system_id, name, data, facts=facts))
+
     def _sum_up(self, system_id: int, timeline: int) -> None:
         """In a thread of its own: nobody waits for it, and nothing is lost where it fails."""
         with self._lock:
@@ -186,7 +208,7 @@ def _segment(name: str, control: ControlFile) -> SegmentName:
         raise _foreign(name, str(fault)) from None
 
 
-def _check_segment(name: str, data: bytes, control: ControlFile, major: int) -> None:
+def _check_segment(name: str, data: bytes | memoryview, control: ControlFile, major: int) -> None:
     size = control.wal_segment_size
     if len(data) != size:
         raise _foreign(name, f"it has {len(data):,} bytes; segments of this server have {size:,}")
@@ -199,7 +221,7 @@ def _check_segment(name: str, data: bytes, control: ControlFile, major: int) -> 
         raise _foreign(
             name, f"it is of system {header.system_id}; this server is {control.system_id}"
         )
-    if header.major != major:
+    if major and header.major != major:
         raise _foreign(name, f"it was written by PostgreSQL {header.major}; this is {major}")
     if header.segment_size != size:
         raise _foreign(name, f"it was written with segments of {header.segment_size:,} bytes")
