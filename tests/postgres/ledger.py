@@ -141,6 +141,24 @@ class Account:
             state.chain[entry.worker] = (count + 1, digest)
         return state
 
+    def leaves_prepared_before(self, target: Target, fork: int) -> bool:
+        """Whether recovery stops before a fork, in its segment, with a transaction prepared there.
+
+        PostgreSQL has read that segment from the new timeline then, and looks for the state of the
+        prepared transaction in the old one's file, which is not in pg_wal: it does not start.
+        """
+        stop = self.stop(target)
+        if stop < len(self.lines) and self.lines[stop].lsn >= fork:
+            return False
+        begins = fork - fork % SEGMENT
+        prepared: dict[int, int] = {}
+        for line in self.lines[:stop]:
+            if line.what == "PREPARE":
+                prepared[line.xid] = line.lsn
+            elif line.what in ("COMMIT_PREPARED", "ABORT_PREPARED"):
+                prepared.pop(line.xid, None)
+        return any(begins <= lsn < fork for lsn in prepared.values())
+
     def targets(
         self, dice: random.Random, count: int, stops: Sequence[tuple[int, datetime]]
     ) -> list[Target]:
@@ -199,6 +217,12 @@ class Ledger:
     def open(self) -> None:
         with self.server.connect() as connection:
             connection.execute(_SCHEMA)
+
+    def settle(self) -> None:
+        """Roll back what a recovery left prepared: it holds locks that the workers would wait for."""
+        with self.server.connect() as connection:
+            for (name,) in connection.execute("SELECT gid FROM pg_prepared_xacts").fetchall():
+                connection.execute(f"ROLLBACK PREPARED '{name}'")
 
     def work(self, transactions: int) -> None:
         """So many transactions of each worker, side by side."""

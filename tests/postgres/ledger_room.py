@@ -62,6 +62,17 @@ class Recovered(EmbeddedServer):
             file.writelines(f"{name} = '{value}'\n" for name, value in (archiving or {}).items())
 
 
+@contextlib.contextmanager
+def telling(server: EmbeddedServer) -> Iterator[None]:
+    """Where it fails, print what the server said."""
+    try:
+        yield
+    except BaseException:
+        with open(server.log_path, encoding="utf-8", errors="replace") as log:
+            print(log.read()[-6000:])
+        raise
+
+
 class LedgerRoom:
     """One life of a cluster: work, backups, a promotion, more work; and the books of it."""
 
@@ -200,8 +211,9 @@ class LedgerRoom:
             words = [*_words(target), "--to", server.data_directory]
             self.room.run("restore", "db", "--config", str(self.config), *words)
             server.take_over(archiving=archiving)
-            server.start()
-            with server.connect() as connection:
+            with telling(server):
+                server.start()
+            with telling(server), server.connect() as connection:
                 until(
                     lambda: connection.execute("SELECT pg_is_in_recovery()").fetchone() == (False,)
                 )
@@ -225,7 +237,8 @@ class LedgerRoom:
             try:
                 sink = PhysicalSink(os.fsencode(sandbox.data_directory), owner=sandbox.owner)
                 self._restore(repository, target, sink)
-                sandbox.recover(self._recovery(target), progress=Silent())
+                with telling(sandbox):
+                    sandbox.recover(self._recovery(target), progress=Silent())
                 yield sandbox
             finally:
                 sandbox.close()
