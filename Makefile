@@ -30,7 +30,10 @@ demo: $(DEMO)
 test: $(STAMP)
 	$(BIN)/python tests/prepare.py
 	$(MAKE) --no-print-directory lint
-	$(BIN)/python -m pytest -n 2 --dist loadgroup -m 'not sweep'
+	# What fails beside everything else is run once more, alone, and named by the first run: servers
+	# that are killed and started side by side are not always in time on two cores.
+	$(BIN)/python -m pytest -n 2 --dist loadgroup -m 'not sweep' || \
+	$(BIN)/python -m pytest -m 'not sweep' --last-failed --last-failed-no-failures none
 
 quick: $(STAMP)
 	$(BIN)/python -m pytest -x -q -m 'not slow and not sweep' tests/unit tests/contracts tests/engine
@@ -47,7 +50,7 @@ bench: $(STAMP)
 	$(BIN)/python -m bench
 
 faults: $(STAMP)
-	$(BIN)/python -m pytest -v -n 2 -m 'sweep' tests/faults tests/simulation
+	$(BIN)/python -m pytest -v -n 2 -m 'sweep' tests/faults tests/simulation tests/postgres/wal
 
 clean:
 	rm -rf $(VENV) build src/*.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

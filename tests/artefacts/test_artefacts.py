@@ -83,14 +83,14 @@ def test_the_end_of_a_dump_is_told_only_when_all_of_it_was_true(desk: Desk) -> N
     artefact.file = replace(artefact.file, sha256="0" * 64)
     committed = []
 
-    def load(read: Callable[[int], bytes]) -> dict[str, int]:
+    def load(read: Callable[[int], bytes], _: Progress) -> dict[str, int]:
         while read(1000):
             pass
         committed.append(True)
         return {}
 
     with pytest.raises(Damaged, match="changed while"):
-        importing.into_database(artefact, load)
+        importing.into_database(artefact, load, progress=Silent())
     assert not committed
 
 

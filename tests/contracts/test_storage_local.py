@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import gc
 import mmap
 import os
 import random
@@ -426,10 +427,11 @@ def test_no_descriptors_leak(tmp_path: Path) -> None:
         storage.delete(["c/d", "x/y"])
 
     everything()
+    gc.collect()  # what other tests left open may be closed at any moment
     before = len(os.listdir("/proc/self/fd"))
     for _ in range(20):
         everything()
-    assert len(os.listdir("/proc/self/fd")) == before
+    assert len(os.listdir("/proc/self/fd")) <= before
     storage.close()
     assert len(os.listdir("/proc/self/fd")) == before - 2
 
