@@ -50,7 +50,7 @@ bench: $(STAMP)
 	$(BIN)/python -m bench
 
 faults: $(STAMP)
-	$(BIN)/python -m pytest -v -n 2 -m 'sweep' tests/faults tests/simulation tests/postgres/wal
+	$(BIN)/python -m pytest -v -n 2 -m 'sweep' tests
 
 clean:
 	rm -rf $(VENV) build src/*.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -220,7 +220,7 @@ def test_what_rclone_leaves_out_or_cannot_express_is_told(plain: Desk) -> None:
 @pytest.mark.parametrize(
     ("remote", "status", "code"),
     [
-        ("dead:bucket", 7, "storage-unreachable"),
+        pytest.param("dead:bucket", 7, "storage-unreachable", marks=pytest.mark.sweep),  # it waits
         ("nobody:x", 5, "not-found"),
         ("plain:nowhere", 5, "not-found"),
     ],
@@ -353,6 +353,7 @@ def test_in_place_brings_the_remote_itself_back(plain: Desk) -> None:
     assert contents(plain.vault) == before
 
 
+@pytest.mark.sweep  # it waits for a network that is not there
 def test_a_target_that_cannot_be_had(plain: Desk) -> None:
     plain.run("backup", "vault")
     done = plain.run("restore", "vault", "--to", "rclone:dead:bucket", status=7)

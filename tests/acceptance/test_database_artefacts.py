@@ -163,7 +163,14 @@ def test_custom_by_pg_restore(desk: Desk, house: House) -> None:
     assert house.unlike(name) == []
 
 
-@pytest.mark.parametrize("more", [(), ("--compress=0",), ("--inserts",)])
+@pytest.mark.parametrize(
+    "more",
+    [
+        (),
+        pytest.param(("--compress=0",), marks=pytest.mark.sweep),
+        pytest.param(("--inserts",), marks=pytest.mark.sweep),
+    ],
+)
 def test_a_stock_archive_of_somebody_elses(desk: Desk, house: House, more: tuple[str, ...]) -> None:
     """What stock pg_dump wrote into a file, with places of its own and pressed; nobody signed."""
     name, path = house.new(), desk.root / "stock.dump"

@@ -160,7 +160,10 @@ def test_dry_run_changes_nothing(plain: Cloud) -> None:
     assert len(plain.desk.run("list", "vault", "--json").document["snapshots"]) == 1
 
 
-@pytest.mark.parametrize("word", ["stop", "rebuild", "start"])
+@pytest.mark.parametrize(
+    "word",
+    ["rebuild", *(pytest.param(word, marks=pytest.mark.sweep) for word in ("stop", "start"))],
+)
 def test_a_command_that_fails_stops_the_run_there(plain: Cloud, word: str) -> None:
     plain.toggle(f"break-{word}")
     done = plain.book(status=1)
@@ -200,7 +203,13 @@ def test_a_cloud_that_goes_away(plain: Cloud, word: str, condition: str) -> None
         plain.is_restored()
 
 
-@pytest.mark.parametrize("onward", ["--resume", "--start-over", "back"])
+@pytest.mark.parametrize(
+    "onward",
+    [
+        "--resume",
+        *(pytest.param(word, marks=pytest.mark.sweep) for word in ("--start-over", "back")),
+    ],
+)
 def test_killed_in_the_middle_of_the_upload(plain: Cloud, onward: str) -> None:
     plain.toggle("spoil-mkdir", f"touch {plain.desk.root}/hang-copy")
     process = plain.desk.start("restore", "vault", "--runbook")
@@ -264,6 +273,7 @@ def test_what_looks_the_same_and_is_not_is_sent_again(plain: Cloud) -> None:
     assert any("--ignore-times" in line for line in copies)
 
 
+@pytest.mark.sweep
 def test_what_is_there_already_is_not_sent_again(plain: Cloud) -> None:
     plain.book()
     inode = (plain.desk.vault / "big/one").stat().st_ino

@@ -36,7 +36,13 @@ def test_what_pg_dump_printed_comes_back_as_by_psql(
     assert done.size == len(script)
 
 
-@pytest.mark.parametrize("option", ["--inserts", "--column-inserts", "--rows-per-insert=100"])
+@pytest.mark.parametrize(
+    "option",
+    [
+        "--rows-per-insert=100",
+        *(pytest.param(one, marks=pytest.mark.sweep) for one in ("--inserts", "--column-inserts")),
+    ],
+)
 def test_dumps_as_inserts_come_back(
     server18: EmbeddedServer, databases: Databases, option: str
 ) -> None:
