@@ -398,7 +398,8 @@ def play(log: Log, ops: list[tuple[Any, ...]]) -> list[tuple[Any, ...]]:
             if lost < end and log.at == end:
                 broken_off(log, lost)
                 log.records[-2:-1] = []
-                told = [one for one in told if one[0] != start and one[0] != end]
+                # A transaction's end is told by its start and end, a restore point by its end.
+                told = [one for one in told if one[0] != (start if len(one) == 5 else end)]
     return told
 
 
