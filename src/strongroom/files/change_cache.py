@@ -19,12 +19,9 @@ system's clock and look the same. MARGIN is the coarsest tick in use (FAT, 2 s).
 from __future__ import annotations
 
 import contextlib
-import errno
-import fcntl
 import os
 import stat as modes
 import struct
-import weakref
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
@@ -32,6 +29,7 @@ from operator import sub
 
 from blake3 import blake3
 
+from strongroom.beside import Beside
 from strongroom.kernel import KEY_SIZE
 from strongroom.repository.ports import Tree
 
@@ -303,8 +301,8 @@ class ThisRun:
 
     def __init__(self, path: bytes | None, whose: bytes) -> None:
         self.fault = ""
-        self._path, self._whose = path, whose
-        self._fd = -1
+        self._whose = whose
+        self._file: Beside | None = None
         self._lengths: tuple[list[int], list[int], list[int]] = ([], [], [])
         self._rows: list[tuple[bytes, bytes, bytes, bytes]] = []
         self._keys: list[bytes] = []
@@ -312,31 +310,10 @@ class ThisRun:
         self._ids_size = self._entries = 0
         if path is not None:
             try:
-                self._begin(os.path.dirname(path))
+                self._file = Beside(path)
+                os.lseek(self._file.fd, _HEADER.size, os.SEEK_SET)
             except OSError as fault:
                 self._fail(fault)
-
-    def _begin(self, directory: bytes) -> None:
-        os.makedirs(directory, mode=0o700, exist_ok=True)
-        flags = os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
-        fd = os.open(self._new, flags, 0o600)
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if not os.path.samestat(os.fstat(fd), os.stat(self._new, follow_symlinks=False)):
-                raise BlockingIOError(errno.EAGAIN, "another run has just ended")
-            os.fchmod(fd, 0o600)
-            os.ftruncate(fd, 0)
-            os.lseek(fd, _HEADER.size, os.SEEK_SET)
-        except OSError:
-            os.close(fd)
-            raise
-        self._fd = fd
-        # A run that is never settled is let go of like any object, and leaves nothing behind.
-        self._end = weakref.finalize(self, _throw_away, fd, self._new)
-
-    @property
-    def _new(self) -> bytes:
-        return (self._path or b"") + b".new"
 
     def add(self, path: bytes, key: bytes, record: bytes, ids: bytes) -> None:
         """Keep an entry; paths ascend."""
@@ -385,35 +362,32 @@ class ThisRun:
     def finish(self, *, files: int, size: int) -> None:
         """Complete the new cache, beside the old one."""
         self._flush()
-        if self._fd < 0:
+        if self._file is None:
             return
         digest = _digest_header(self._whose, self._entries, files, size)
         header = _HEADER.pack(_MAGIC, self._whose, self._entries, files, size, digest)
         try:
-            os.pwrite(self._fd, header, 0)
+            os.pwrite(self._file.fd, header, 0)
         except OSError as fault:
             self._fail(fault)
 
     def replace(self, tree: bytes) -> None:
         """Put the new cache, and the mark of the tree, in the place of the old one."""
-        if self._fd < 0 or self._path is None:
+        if self._file is None:
             return
         try:
-            self._write(_BLOCK.pack(0, len(tree), blake3(tree).digest()) + tree)
-            self._write(_TREE.pack(len(tree), _TREE_MAGIC))
-            os.rename(self._new, self._path)
+            self._file.write(_BLOCK.pack(0, len(tree), blake3(tree).digest()) + tree)
+            self._file.write(_TREE.pack(len(tree), _TREE_MAGIC))
+            self._file.replace()
         except OSError as fault:
             self._fail(fault)
-            return
-        self._end.detach()
-        os.close(self._fd)
-        self._fd = -1
+        self._file = None
 
     def discard(self) -> None:
         """Throw the new cache away, if it has not replaced the old one."""
-        if self._fd >= 0:
-            self._fd = -1
-            self._end()
+        if self._file is not None:
+            self._file.discard()
+            self._file = None
 
     def _flush(self) -> None:
         self._settle_rows()
@@ -426,19 +400,14 @@ class ThisRun:
             parts += blobs
         self._lengths, self._blobs = ([], [], []), ([], [], [])
         self._keys, self._ids_size = [], 0
-        if self._fd < 0 or not count:
+        if self._file is None or not count:
             return
         payload = b"".join(parts)
         self._entries += count
         try:
-            self._write(_BLOCK.pack(count, len(payload), blake3(payload).digest()) + payload)
+            self._file.write(_BLOCK.pack(count, len(payload), blake3(payload).digest()) + payload)
         except OSError as fault:
             self._fail(fault)
-
-    def _write(self, data: bytes) -> None:
-        rest = memoryview(data)
-        while rest:
-            rest = rest[os.write(self._fd, rest) :]
 
     def _fail(self, fault: OSError) -> None:
         self.fault = f"the change cache was not written: {fault.strerror}"
@@ -479,9 +448,3 @@ class Memory:
         if self._new is not None:
             self._new.discard()
             self._new = None
-
-
-def _throw_away(fd: int, path: bytes) -> None:
-    with contextlib.suppress(FileNotFoundError):
-        os.unlink(path)
-    os.close(fd)

@@ -28,19 +28,18 @@ backup. All else, free space maps first of all (trap 16), is read every time. Wh
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import mmap
 import os
 import struct
 import threading
 import time
-import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 
 from blake3 import blake3
 
+from strongroom.beside import Beside
 from strongroom.kernel import KEY_SIZE
 from strongroom.postgres.physical.pages import OddPage
 
@@ -238,63 +237,48 @@ class ThisBackup:
 
     def __init__(self, path: bytes | None, whose: bytes) -> None:
         self.fault = ""
-        self._path, self._whose = path, whose
-        self._fd = -1
+        self._whose = whose
+        self._file: Beside | None = None
         self._lock = threading.Lock()
         if path is not None:
-            self._guarded(self._begin)
+            self._guarded(lambda: self._begin(path))
 
-    @property
-    def _new(self) -> bytes:
-        return (self._path or b"") + b".new"
-
-    def _begin(self) -> None:
-        os.makedirs(os.path.dirname(self._new), mode=0o700, exist_ok=True)
-        fd = os.open(self._new, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            os.fchmod(fd, 0o600)
-            os.ftruncate(fd, 0)
-        except OSError:
-            os.close(fd)
-            raise
-        self._fd = fd
+    def _begin(self, path: bytes) -> None:
+        self._file = Beside(path)
         # The context is known at the end; rows come behind the room that is left for it.
-        os.lseek(fd, _ROOM, os.SEEK_SET)
-        self._end = weakref.finalize(self, _throw_away, fd, self._new)
+        os.lseek(self._file.fd, _ROOM, os.SEEK_SET)
 
     def add(self, path: bytes, kept: Kept) -> None:
         """Keep a file."""
-        if self._fd < 0 or len(path) > 0xFFFF or len(kept.odd) > 0xFFFF:
+        if self._file is None or len(path) > 0xFFFF or len(kept.odd) > 0xFFFF:
             return
         payload = b"".join(_packed(path, kept))
         row = _ROW.pack(len(payload), blake3(payload).digest()) + payload
         with self._lock:
-            self._guarded(lambda: _write(self._fd, row))
+            if (file := self._file) is not None:
+                self._guarded(lambda: file.write(row))
 
     def finish(self, context: Context) -> None:
         """Say what it is of. Not yet in the place of the old one."""
-        if self._fd < 0:
+        if (file := self._file) is None:
             return
         body = json.dumps(asdict(context)).encode().ljust(_ROOM - _HEAD.size)
         head = _HEAD.pack(_MAGIC, len(body), blake3(self._whose + body).digest()) + body
-        self._guarded(lambda: _write_at_start(self._fd, head))
+        if len(head) != _ROOM:
+            raise AssertionError("the context of a change cache has outgrown its room")
+        self._guarded(lambda: _put(file, head))
 
     def replace(self) -> None:
         """Take the place of the old one: the snapshot is committed."""
-        if self._fd < 0 or self._path is None:
-            return
-        self._guarded(lambda: os.rename(self._new, self._path or b""))
-        if self._fd >= 0:
-            self._end.detach()
-            os.close(self._fd)
-            self._fd = -1
+        if self._file is not None:
+            self._guarded(self._file.replace)
+            self._file = None
 
     def discard(self) -> None:
         """Throw it away, if it has not replaced the old one."""
-        if self._fd >= 0:
-            self._fd = -1
-            self._end()
+        if self._file is not None:
+            self._file.discard()
+            self._file = None
 
     def _guarded(self, work: Callable[[], None]) -> None:
         try:
@@ -307,22 +291,8 @@ class ThisBackup:
 _ROOM = 1024
 
 
-def _write(fd: int, data: bytes) -> None:
-    rest = memoryview(data)
-    while rest:
-        rest = rest[os.write(fd, rest) :]
-
-
-def _write_at_start(fd: int, data: bytes) -> None:
-    if len(data) != _ROOM:
-        raise AssertionError("the context of a change cache has outgrown its room")
-    os.pwrite(fd, data, 0)
-
-
-def _throw_away(fd: int, path: bytes) -> None:
-    with contextlib.suppress(FileNotFoundError):
-        os.unlink(path)
-    os.close(fd)
+def _put(file: Beside, head: bytes) -> None:
+    os.pwrite(file.fd, head, 0)
 
 
 __all__ = [
