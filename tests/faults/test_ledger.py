@@ -113,11 +113,6 @@ def test_the_index_of_the_log_knows_every_commit(life16: LedgerRoom) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.xfail(
-    strict=True,
-    reason="PostgreSQL looks for 00000001… and has 00000002…: the target is to be recovered on the"
-    " timeline that it is on, while that one's segment is there",
-)
 def test_a_prepared_transaction_just_before_a_fork() -> None:
     room = WalRoom()
     try:

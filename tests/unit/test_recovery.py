@@ -184,6 +184,34 @@ def test_segments_after_a_fork_are_those_of_the_new_timeline() -> None:
     assert old.timeline == 1
 
 
+FORK = 5 * SIZE + 5000
+
+
+@pytest.mark.parametrize(
+    ("target", "told", "read_of"),
+    [
+        (Target("xid", xid=7, lsn=FORK), 1, [Run(1, 3, 5)]),
+        (Target("xid", xid=7, lsn=FORK - 100), 1, [Run(1, 3, 5)]),
+        (Target("xid", xid=7, lsn=FORK + 8), 2, [Run(1, 3, 4), Run(2, 5, 5)]),
+        (Target("xid", xid=7, lsn=5 * SIZE), 2, [Run(1, 3, 4)]),  # 1's own segment in any case
+        (Target("lsn", lsn=FORK - 100), 2, [Run(1, 3, 4), Run(2, 5, 5)]),
+        (Target("time", time=at(5.2)), 2, [Run(1, 3, 4), Run(2, 5, 5)]),
+    ],
+)
+def test_a_transaction_just_before_a_fork_is_recovered_on_its_own_timeline(
+    target: Target, told: int, read_of: list[Run]
+) -> None:
+    verdict = can_restore([base("a", 3.1, 3)], forked(), target)
+    assert (verdict.timeline, verdict.runs) == (told, read_of)
+
+
+def test_the_newer_timeline_serves_where_the_older_one_lacks_the_segment_of_the_fork() -> None:
+    log = forked()
+    del log.timelines[1].segments[5]  # type: ignore[attr-defined]
+    verdict = can_restore([base("a", 3.1, 3)], log, Target("xid", xid=7, lsn=FORK))
+    assert (verdict.timeline, verdict.runs) == (2, [Run(1, 3, 4), Run(2, 5, 5)])
+
+
 def test_a_timeline_without_its_history_is_recovered_from_its_own_backups() -> None:
     log = Log(SIZE, {3: Held({n: segment(n) for n in range(5, 9)})})
     own, older = base("own", 5.1, 5, timeline=3), base("older", 1.1, 1)

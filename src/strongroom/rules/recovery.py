@@ -467,7 +467,7 @@ def can_restore(
             False, target, (f"nothing is known of timeline {timeline}; there are {have}",)
         )
     way = path_to(log, timeline)
-    verdict = _on(way, wanted, target)
+    verdict = _on_older(way, wanted, target, _on(way, wanted, target))
     notes = (*verdict.notes, *_elsewhere(bases, log, target, timeline))
     return _with(verdict, bases, log, notes)
 
@@ -529,6 +529,27 @@ def _on(way: _Path, wanted: Sequence[Base], target: Target) -> Verdict:
         first_gap = first_gap or gap
         reasons.append(f"backup {_id(base)}: {found}")
     return Verdict(False, target, tuple(reasons), timeline=way.timeline, gap=first_gap)
+
+
+def _on_older(way: _Path, wanted: Sequence[Base], target: Target, found: Verdict) -> Verdict:
+    """The same point on the timeline that it lies on, where its log is there.
+
+    The segment of a fork is read from the newer timeline. Where recovery stops in it before the
+    fork, PostgreSQL looks in the older one's file for what a transaction prepared there wrote, and
+    does not start. Only the end of a transaction or a restore point is surely on one side of the
+    fork; a time is not, and a position may lie inside the last record before it.
+    """
+    end = position_on(way, target) if target.kind in {"xid", "name"} else None
+    if not found.yes or found.around is None or not isinstance(end, int):
+        return found
+    for (timeline, _), (_, left) in pairwise(way.pieces):
+        if end <= left:
+            if timeline != found.around[0]:
+                older = _on(path_to(way.log, timeline), wanted, target)
+                if older.yes and older.base == found.base:
+                    return older
+            break
+    return found
 
 
 def position_on(way: _Path, target: Target) -> int | str | None:
