@@ -13,11 +13,12 @@ import struct
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from strongroom.errors import DatabaseUnreachable, KeyRefused, Refused, StrongroomError
-from strongroom.format.wal import lsn_text, parse_lsn
+from strongroom.format.wal import lsn_text, microseconds, parse_lsn
 from strongroom.postgres.server import Conninfo, connect_replication, translated
 
 if TYPE_CHECKING:
@@ -27,7 +28,6 @@ _WAIT = 1000  # milliseconds between two looks at whether to go on
 _DATA = struct.Struct("!cQQq")
 _KEEPALIVE = struct.Struct("!cQqB")
 _STATUS = struct.Struct("!cQQQqB")
-_PG_EPOCH = 946_684_800  # seconds from 1970 to 2000
 _IDENTIFIER = re.compile(r"[a-z0-9_]{1,63}")
 
 DATA_CORRUPTED = "XX001"
@@ -231,7 +231,7 @@ class Replication:
 
     def report(self, written: int, flushed: int, *, reply: bool = False) -> None:
         """Tell how far the log is written and durable here. What is applied is what is durable."""
-        now = int((time.time() - _PG_EPOCH) * 1_000_000)
+        now = microseconds(datetime.now(UTC))
         with translated(self.conninfo):
             self._pq.put_copy_data(_STATUS.pack(b"r", written, flushed, flushed, now, int(reply)))
             while self._pq.flush():

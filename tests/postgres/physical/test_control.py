@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from strongroom.format.wal import lsn_text
+from strongroom.format.wal import SegmentName, lsn_text
 from strongroom.postgres.embedded import EmbeddedServer
 from strongroom.postgres.physical.control import FILE_SIZE, ControlFile, State
 from strongroom.postgres.physical.crc import combine, combined, crc32c
@@ -47,7 +47,9 @@ def test_real_ones_say_what_pg_controldata_says(server: EmbeddedServer) -> None:
         "Database cluster state": "in production",
         "Latest checkpoint location": lsn_text(control.checkpoint),
         "Latest checkpoint's REDO location": lsn_text(control.redo),
-        "Latest checkpoint's REDO WAL file": str(control.segment_of(control.redo)),
+        "Latest checkpoint's REDO WAL file": str(
+            SegmentName.holding(control.timeline, control.redo, control.wal_segment_size)
+        ),
         "Latest checkpoint's TimeLineID": str(control.timeline),
         "Latest checkpoint's PrevTimeLineID": str(control.previous_timeline),
         "Latest checkpoint's NextXID": f"{control.next_xid >> 32}:{control.next_xid & 0xFFFFFFFF}",
@@ -99,7 +101,8 @@ def test_another_segment_size_is_read(server15: EmbeddedServer) -> None:
     control = ControlFile.parse(data)
     changed = ControlFile.parse(resummed(data, 228, struct.pack("<I", 64 << 20)))
     assert changed == replace(control, wal_segment_size=64 << 20)
-    assert str(changed.segment_of(0x1_4000_0000, 0xA)) == "0000000A0000000100000010"
+    name = SegmentName.holding(0xA, 0x1_4000_0000, changed.wal_segment_size)
+    assert str(name) == "0000000A0000000100000010"
 
 
 @given(st.binary(max_size=400))

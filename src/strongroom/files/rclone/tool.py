@@ -94,14 +94,6 @@ def redact(text: str) -> str:
     return _USERINFO.sub("***@", _SECRET_TEXT.sub(r"\g<name>***", text))
 
 
-def redact_options(options: Mapping[str, Any]) -> dict[str, str]:
-    """The options of a remote, secrets left out."""
-    return {
-        str(name): "***" if _SECRET_OPTION.search(str(name)) else redact(str(value))
-        for name, value in options.items()
-    }
-
-
 def find_program(configured: str | None, environ: Mapping[str, str]) -> str:
     """The rclone to use: configured, from PATH, or PyPI's beside the interpreter; ConfigError."""
     if configured:

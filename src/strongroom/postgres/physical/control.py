@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from enum import IntEnum
 
-from strongroom.format.wal import SegmentName
 from strongroom.postgres.physical.crc import crc32c
 
 FILE_SIZE = 8192
@@ -140,10 +139,6 @@ class ControlFile:
     def segment_size(self) -> int:
         """Bytes of a whole file of a relation: 1 GiB unless compiled otherwise."""
         return self.block_size * self.segment_blocks
-
-    def segment_of(self, lsn: int, timeline: int | None = None) -> SegmentName:
-        """The WAL segment that holds the byte at `lsn`, on our timeline unless told."""
-        return SegmentName.holding(timeline or self.timeline, lsn, self.wal_segment_size)
 
 
 def _check_sizes(block: int, blocks: int, wal_segment: int) -> None:
