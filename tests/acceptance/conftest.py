@@ -173,6 +173,17 @@ def fill(vault: Path) -> None:
 Tree = dict[str, tuple[int, bytes]]
 
 
+def damage_packs(repository: Path) -> None:
+    """Flip two bits of every pack."""
+    for path in (repository / "packs").rglob("*"):
+        if path.is_file():
+            path.chmod(0o600)
+            data = bytearray(path.read_bytes())
+            data[len(data) // 3] ^= 1
+            data[200] ^= 1
+            path.write_bytes(data)
+
+
 def tree_of(folder: Path) -> Tree:
     """Every path below, with its mode and its content or target."""
     found: Tree = {}

@@ -19,7 +19,7 @@ from typing import Any
 
 import pytest
 
-from acceptance.conftest import Desk, Done, fill, on_terminal, tree_of
+from acceptance.conftest import Desk, Done, damage_packs, fill, on_terminal, tree_of
 from acceptance.test_postgres import password_of
 from strongroom.errors import StrongroomError
 from strongroom.postgres.embedded import EmbeddedServer
@@ -343,13 +343,7 @@ def test_a_migration_of_the_wrong_database_is_noticed(platform: Platform) -> Non
 
 
 def test_a_damaged_backup_is_found_before_anything_is_touched(platform: Platform) -> None:
-    for path in (platform.repository / "packs").rglob("*"):
-        if path.is_file():
-            path.chmod(0o600)
-            data = bytearray(path.read_bytes())
-            data[len(data) // 3] ^= 1
-            data[200] ^= 1
-            path.write_bytes(data)
+    damage_packs(platform.repository)
     done = platform.book("--json", status=9)
     assert states(done)["verify"] == "failed"
     assert platform.rows() == 10

@@ -14,7 +14,7 @@ import time
 
 import pytest
 
-from acceptance.conftest import Desk, Done
+from acceptance.conftest import Desk, Done, damage_packs
 from acceptance.test_cloud import make, rclone, rclone_program
 from acceptance.test_runbook import TOOL, states
 
@@ -326,13 +326,7 @@ def test_words_that_do_not_fit_are_refused(plain: Cloud) -> None:
 
 
 def test_a_damaged_backup_is_found_before_anything_is_touched(plain: Cloud) -> None:
-    for path in (plain.desk.repository / "packs").rglob("*"):
-        if path.is_file():
-            path.chmod(0o600)
-            data = bytearray(path.read_bytes())
-            data[len(data) // 3] ^= 1
-            data[200] ^= 1
-            path.write_bytes(data)
+    damage_packs(plain.desk.repository)
     done = plain.book("--json", status=9)
     assert states(done)["verify"] == "failed"
     assert plain.log() == []
