@@ -63,7 +63,8 @@ def look(repository: Repository, source: str) -> Cluster:
     if not facts:
         raise NotFound(
             f"There is no physical backup of {source} in {repository.storage.url}.",
-            do='Set method = "physical" in its table and run `strongroom backup` and archiving.',
+            do="Moments belong to clusters: `strongroom list` shows what else there is. For a database,"
+            ' set method = "physical", archive its WAL (docs/how-to/archive-wal.md) and back it up.',
         )
     newest = max(facts, key=lambda one: (snapshots[one].time, one))
     system_id = facts[newest].system_id

@@ -203,7 +203,7 @@ def status(source: str, /, *, everywhere: Everywhere = _DEFAULT) -> int:
 
     Holes between segments, files that were offered with other content, objects that cannot be read,
     and, where the server can be reached, how far it is ahead and whether its archiver fails. Exit
-    status 10 when anything is amiss.
+    status 10 when anything is amiss, or nothing is archived at all.
 
     Parameters
     ----------
@@ -249,7 +249,7 @@ def status(source: str, /, *, everywhere: Everywhere = _DEFAULT) -> int:
             desk.output.warning("archive_mode is off: the server archives nothing")
     elif away is not None:
         desk.output.note(f"{source}: the server was not asked: {away.what}")
-    amiss = any(each.amiss for each in systems)
+    amiss = not systems or any(each.amiss for each in systems)
     return PROMISE_MISSED if amiss or (archiver is not None and archiver.failing) else 0
 
 
