@@ -35,7 +35,9 @@ from strongroom.postgres.embedded import EmbeddedServer, find_server
 
 SEGMENTS = 500
 ENTER = "for name in $NAMES; do"
-PUSH = ENTER + ' %s "pg_wal/$name" || exit 1; done'
+_STATUS = "pg_wal/archive_status/$name"
+# What is archived is marked as done, as the server does; else both sides would look at it again.
+PUSH = ENTER + f' %s "pg_wal/$name" || exit 1; mv {_STATUS}.ready {_STATUS}.done; done'
 # As recovery does: what was delivered is taken away before the next is asked for. A second try,
 # because two processes that pgBackRest 2.45 leaves behind may trip over each other's files.
 _GET = '%s "$name" pg_wal/RECOVERYXLOG'
@@ -153,8 +155,8 @@ class _Ours:
         self._work, self._config = f"{work}/ours", f"{work}/ours/strongroom.toml"
         del data
         end = f"--config {self._config} --socket {work}/ours/wal.sock"
-        self.push = f"{OURS} wal push --source bench {end}"
-        self.fetch = f"{OURS} wal fetch {end}"
+        self.push = f"{OURS}-wal push --source bench {end}"
+        self.fetch = f"{OURS}-wal fetch {end}"
         self._daemon = [OURS, "wal", "daemon", *end.split()]
 
     def make(self) -> None:

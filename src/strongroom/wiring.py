@@ -751,7 +751,7 @@ def wal_daemon(
         path, environ.get("STRONGROOM_REPOSITORY", ""), wal_sources(configuration)
     )
     push = PushAhead(Pusher(store, lasts=True).push, workers=workers, window=ahead)
-    fetch = FetchAhead(store.get, workers=workers, window=ahead, limit=_WAL_KEPT)
+    fetch = FetchAhead(store.pieces, workers=workers, window=ahead, limit=_WAL_KEPT)
     return Daemon(
         served,
         push=push.push,
