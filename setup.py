@@ -43,7 +43,7 @@ class Scripts(build_scripts):
             print(f"{NAME} is built without a compiler: {fault}", file=sys.stderr)
             with open(target, "w") as file:
                 file.write(IN_PYTHON)
-        os.chmod(target, 0o755)
+        os.chmod(target, 0o755)  # noqa: S103 - a program, for everybody
 
     def _compile(self) -> None:
         compiler = new_compiler()

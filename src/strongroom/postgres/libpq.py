@@ -21,7 +21,7 @@ _NAMES = "PQgetCopyData", "PQconsumeInput", "PQfreemem"
 
 def receiving(connection: PGconn) -> tuple[int, int, int, int] | None:
     """Addresses of what receives, as `kernel.copy_data` takes them, and of the connection."""
-    pointer, found = connection.pgconn_ptr, _functions()
+    pointer, found = getattr(connection, "pgconn_ptr", None), _functions()
     return None if found is None or pointer is None else (*found, pointer)
 
 

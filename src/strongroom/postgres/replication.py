@@ -31,6 +31,7 @@ _COPY_DATA = 0x64  # d
 _DATA = struct.Struct("!cQQq")
 _KEEPALIVE = struct.Struct("!cQqB")
 _STATUS = struct.Struct("!cQQQqB")
+_NOTHING = memoryview(b"")
 _IDENTIFIER = re.compile(r"[a-z0-9_]{1,63}")
 
 DATA_CORRUPTED = "XX001"
@@ -82,7 +83,7 @@ class Received:
     message that is no data, or that the copy has ended."""
 
     used: int
-    rest: memoryview = memoryview(b"")
+    rest: memoryview = _NOTHING
     other: memoryview | None = None
     ended: bool = False
 
