@@ -147,10 +147,12 @@ def at_most(work: str, ours: float, theirs: float, limit: float, unit: str, name
     )
 
 
-def size_of(path: str) -> int:
-    """Bytes of all files below a directory."""
+def size_of(path: str, without: str = "") -> int:
+    """Bytes of all files below a directory, but for what is below one of a name in it."""
     total = 0
-    for folder, _, names in os.walk(path):
+    for folder, below, names in os.walk(path):
+        if folder == path and without in below:
+            below.remove(without)
         total += sum(os.lstat(os.path.join(folder, name)).st_size for name in names)
     return total
 

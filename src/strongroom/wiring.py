@@ -158,7 +158,11 @@ def seams() -> Seams:
 
 
 def open_repository(
-    storage: Storage, holders: Sequence[KeyHolder], *, jobs: int | None = None
+    storage: Storage,
+    holders: Sequence[KeyHolder],
+    *,
+    jobs: int | None = None,
+    reopen_every: int = 1,
 ) -> Repository:
     """The open repository; NotFound when there is none, KeyRefused when nothing opens it."""
     from strongroom import kernel  # noqa: PLC0415
@@ -172,7 +176,7 @@ def open_repository(
     workers = max(2, jobs or os.cpu_count() or 2)
     # Bigger packs where each object is a request, smaller ones where it is a file.
     pack = 16 if storage.url.startswith("/") or "://" not in storage.url else 48
-    settings = Settings(sealers=workers, pack_size=pack << 20)
+    settings = Settings(sealers=workers, pack_size=pack << 20, reopen_every=reopen_every)
     return opening.open_repository(storage, holders, seams=seams(), settings=settings)
 
 
