@@ -110,16 +110,16 @@ class PgBackRest:
         return run(argv, env={"PGPASSWORD": self._password})
 
 
-def _strongroom(work: str, server: EmbeddedServer) -> Strongroom:
+def configured(server: EmbeddedServer) -> str:
+    """The source `bench`: this server, by its files; its password goes into the environment."""
     from psycopg.conninfo import conninfo_to_dict, make_conninfo  # noqa: PLC0415
 
     parameters = conninfo_to_dict(server.dsn)
     os.environ["BENCH_PASSWORD"] = str(parameters.pop("password"))
     dsn = make_conninfo(**{key: str(value) for key, value in parameters.items()})
-    return Strongroom(
-        work,
+    return (
         f'[source.bench]\ntype = "postgres"\nmethod = "physical"\nvia = "local"\ndsn = "{dsn}"\n'
-        'password = "env:BENCH_PASSWORD"\n',
+        'password = "env:BENCH_PASSWORD"\n'
     )
 
 
@@ -171,7 +171,7 @@ def _compare(work: str, times: int, server: EmbeddedServer, scale: float) -> lis
     }
     if not PgBackRest.present():
         return [missing(title, "pgbackrest") for title in (full_title, *titles.values())]
-    ours, theirs = _strongroom(work, server), PgBackRest(work, server)
+    ours, theirs = Strongroom(work, configured(server)), PgBackRest(work, server)
     full, theirs_full = Side("strongroom"), Side("pgBackRest")
     again = {which: (Side("strongroom"), Side("pgBackRest incr")) for which in titles}
     empty = Side("strongroom"), Side("pgBackRest restore")
@@ -216,4 +216,4 @@ def _compare(work: str, times: int, server: EmbeddedServer, scale: float) -> lis
     return rows
 
 
-__all__ = ["fill", "physical"]
+__all__ = ["PgBackRest", "configured", "fill", "physical"]
