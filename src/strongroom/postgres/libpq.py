@@ -8,14 +8,15 @@ is, nothing is found, and psycopg receives.
 
 from __future__ import annotations
 
-import re
+import glob
+import importlib.util
+import os
 from functools import cache
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from psycopg.pq.abc import PGconn
 
-_LOADED = re.compile(r" (/\S*/libpq[-.][^/]*)$", re.MULTILINE)
 _NAMES = "PQgetCopyData", "PQconsumeInput", "PQfreemem"
 
 
@@ -29,18 +30,30 @@ def receiving(connection: PGconn) -> tuple[int, int, int, int] | None:
 def _functions() -> tuple[int, int, int] | None:
     import ctypes  # noqa: PLC0415
 
-    try:
-        with open("/proc/self/maps") as file:
-            loaded = set(_LOADED.findall(file.read()))
-        if len(loaded) != 1:
-            return None
-        library = ctypes.CDLL(loaded.pop())
-        get, consume, free = (
-            ctypes.cast(getattr(library, name), ctypes.c_void_p).value for name in _NAMES
-        )
-    except (OSError, AttributeError):
-        return None
-    return (get, consume, free) if get and consume and free else None
+    from psycopg import pq  # noqa: PLC0415
+
+    for path in _candidates(pq.__impl__):
+        try:
+            library = ctypes.CDLL(path, mode=os.RTLD_NOLOAD | os.RTLD_NOW)
+            if library.PQlibVersion() != pq.version():
+                continue
+            get, consume, free = (
+                ctypes.cast(getattr(library, name), ctypes.c_void_p).value for name in _NAMES
+            )
+        except (OSError, AttributeError):  # it is not loaded, or another one
+            continue
+        if get and consume and free:
+            return get, consume, free
+    return None
+
+
+def _candidates(implementation: str) -> list[str]:
+    """Which library psycopg has loaded: its wheel's own, or the system's."""
+    if implementation != "binary":
+        return ["libpq.so.5"]
+    spec = importlib.util.find_spec("psycopg_binary")
+    places = (spec.submodule_search_locations or ()) if spec else ()
+    return [path for place in places for path in glob.glob(f"{glob.escape(place)}.libs/libpq-*")]
 
 
 __all__ = ["receiving"]
