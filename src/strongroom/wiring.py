@@ -827,10 +827,11 @@ def fetch_command(
 
     program = environ.get("STRONGROOM_PROGRAM") or os.path.abspath(sys.argv[0])
     if os.path.basename(program) == "strongroom" and os.access(program, os.X_OK):
-        words = [program]
+        client = program + "-wal"  # which runs the program where no daemon answers
+        words = [client] if os.access(client, os.X_OK) else [program, "wal"]
     else:
-        words = [sys.executable, "-m", "strongroom"]
-    words += ["wal", "fetch", "%f", "%p"]
+        words = [sys.executable, "-m", "strongroom", "wal"]
+    words += ["fetch", "%f", "%p"]
     if config is not None:
         words.append(f"--config={os.path.abspath(config)}")
     if environ.get("STRONGROOM_WAL_SOCKET"):
