@@ -15,12 +15,12 @@ $(BIN)/python:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Strongroom needs Python 3.11 or newer")'
 	$(PYTHON) -m venv $(VENV)
 
-$(STAMP): pyproject.toml src/strongroom/_kernel.c | $(BIN)/python
+$(STAMP): pyproject.toml setup.py src/strongroom/_kernel.c src/client/wal.c | $(BIN)/python
 	$(PIP) '.[dev]'
 	touch $(STAMP) $(DEMO)
 
 # The demo needs less than the tests do, and should not make anybody wait for it.
-$(DEMO): pyproject.toml src/strongroom/_kernel.c | $(BIN)/python
+$(DEMO): pyproject.toml setup.py src/strongroom/_kernel.c src/client/wal.c | $(BIN)/python
 	$(PIP) '.[demo,s3]'
 	touch $@
 

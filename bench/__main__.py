@@ -2,7 +2,7 @@
 
     python -m bench [--runs 3] [--scale 1] [--work DIR] [PART …]
 
-    parts: vault large logical physical stream plain scale artefacts wal
+    parts: vault large logical physical daily stream plain scale artefacts wal
 
 Prints a table; keeps it as JSON under bench/results/.
 """
@@ -22,6 +22,7 @@ from collections.abc import Callable
 from functools import partial
 
 from bench.artefacts import artefacts
+from bench.daily import daily
 from bench.files import large, scale, vault
 from bench.logical import logical
 from bench.measure import Row
@@ -35,6 +36,7 @@ PARTS: dict[str, Callable[[str, int], list[Row]]] = {
     "large": large,
     "logical": logical,
     "physical": physical,
+    "daily": daily,
     "stream": stream,
     "plain": plain,
     "scale": scale,
@@ -58,6 +60,7 @@ def main() -> None:
     rows: list[Row] = []
     parts = {**PARTS, "logical": partial(logical, scale=chosen.scale)}
     parts["physical"] = partial(physical, scale=chosen.scale)
+    parts["daily"] = partial(daily, scale=chosen.scale)
     parts["stream"] = partial(stream, scale=chosen.scale)
     parts["plain"] = partial(plain, scale=chosen.scale)
     parts["artefacts"] = partial(artefacts, scale=chosen.scale)

@@ -2,9 +2,11 @@
 
 Every core takes the next MiB: read, keyed BLAKE3, zstd 1, AES-GCM, AES-GCM
 back, zstd back, compare, write; at the end fsync. Buffers are kept, the
-allocator is tuned as the program's is.
+allocator is tuned as the program's is. With --pages also what a cluster's
+files need: checksums of pages, CRC-32C, and BLAKE3 by 64 KiB; with --sampled
+only every 32nd MiB is opened again.
 
-    python -m bench.limit SOURCE TARGET
+    python -m bench.limit SOURCE TARGET [--pages] [--sampled]
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ import sys
 import threading
 
 from blake3 import blake3
+from crc32c import crc32c
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from strongroom import kernel
@@ -30,17 +33,22 @@ MIB = 1024 * 1024
 STEP = 4 * MIB
 
 
-def main(source: str, target: str) -> None:
+def main(source: str, target: str, *, pages: bool = False, sampled: bool = False) -> None:
     """Run the primitives on all cores."""
     kernel.tune_allocator()
     os.makedirs(target, exist_ok=True)
     jobs = []
-    for name in sorted(os.listdir(source)):
-        file = os.open(f"{source}/{name}", os.O_RDONLY)
-        jobs += [(file, at) for at in range(0, os.fstat(file).st_size, MIB)]
+    for folder, _, names in os.walk(source):
+        for name in sorted(names):
+            file = os.open(f"{folder}/{name}", os.O_RDONLY)
+            jobs += [(file, at) for at in range(0, os.fstat(file).st_size, MIB)]
+            if not os.fstat(file).st_size:
+                os.close(file)
     turn = itertools.count()
     workers = [
-        threading.Thread(target=_work, args=(jobs, turn, number, f"{target}/{number}"))
+        threading.Thread(
+            target=_work, args=(jobs, turn, f"{target}/{number}", pages, 32 if sampled else 1)
+        )
         for number in range(os.cpu_count() or 2)
     ]
     for worker in workers:
@@ -49,7 +57,9 @@ def main(source: str, target: str) -> None:
         worker.join()
 
 
-def _work(jobs: list[tuple[int, int]], turn: itertools.count[int], worker: int, path: str) -> None:
+def _work(
+    jobs: list[tuple[int, int]], turn: itertools.count[int], path: str, pages: bool, reopen: int
+) -> None:
     cipher, key = AESGCM(bytes(32)), bytes(32)
     compressor = zstd.ZstdCompressor(options=options(1, tight=False))
     plain, opened = bytearray(MIB), bytearray(2 * MIB)
@@ -58,16 +68,23 @@ def _work(jobs: list[tuple[int, int]], turn: itertools.count[int], worker: int, 
         if number >= len(jobs):
             break
         file, at = jobs[number]
-        os.preadv(file, [plain], at)
-        blake3(plain, key=key).digest()
-        packed = compressor.compress(plain, mode=compressor.FLUSH_FRAME)
+        view = memoryview(plain)[: os.preadv(file, [plain], at)]
+        if pages:
+            kernel.page_checksums(view[: len(view) & -8192], 8192, 0)
+            crc32c(view)
+            for start in range(0, len(view), 64 * 1024):
+                blake3(view[start : start + 64 * 1024], key=key).digest()
+        else:
+            blake3(view, key=key).digest()
+        packed = compressor.compress(view, mode=compressor.FLUSH_FRAME)
         nonce = number.to_bytes(12, "little")
         into = out.room(len(packed) + 16)
         cipher.encrypt_into(nonce, packed, None, into)
-        back = memoryview(opened)[: len(packed)]
-        cipher.decrypt_into(nonce, into, None, back)
-        if zstd.decompress(back) != plain:
-            raise SystemExit("the primitives do not agree")
+        if number % reopen == 0:
+            back = memoryview(opened)[: len(packed)]
+            cipher.decrypt_into(nonce, into, None, back)
+            if zstd.decompress(back) != (plain if len(view) == MIB else bytes(view)):
+                raise SystemExit("the primitives do not agree")
         out.wrote(len(into))
     out.close()
 
@@ -100,4 +117,9 @@ class _Out:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], sys.argv[2])
+    main(
+        sys.argv[1],
+        sys.argv[2],
+        pages="--pages" in sys.argv,
+        sampled="--sampled" in sys.argv,
+    )

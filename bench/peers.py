@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import sys
+from collections.abc import Sequence
 
 from bench.measure import Run, fresh, run
 
@@ -16,14 +17,16 @@ class Strongroom:
 
     name = "strongroom"
 
-    def __init__(self, work: str, sources: str) -> None:
+    def __init__(self, work: str, sources: str, program: Sequence[str] = (OURS,)) -> None:
         self.work = work
         self.repository = f"{work}/strongroom"
+        self._program = program
         self._env = {
             "STRONGROOM_PASSPHRASE": "bench",
             "STRONGROOM_CONFIG": f"{work}/strongroom.toml",
             "XDG_CACHE_HOME": f"{work}/cache",
         }
+        os.makedirs(work, exist_ok=True)
         with open(f"{work}/strongroom.toml", "w") as file:
             file.write(
                 f'[repository]\nurl = "{self.repository}"\n'
@@ -43,7 +46,7 @@ class Strongroom:
         return self._run("restore", source, "--to", target, *more)
 
     def _run(self, *words: str) -> Run:
-        return run([OURS, "--quiet", *words], env=self._env)
+        return run([*self._program, "--quiet", *words], env=self._env)
 
 
 class Restic:

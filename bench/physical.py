@@ -4,10 +4,22 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Callable
 from dataclasses import replace
 
 from bench.files import fresh
-from bench.measure import Row, Run, Side, at_most, missing, paired, ratio, run, size_of
+from bench.measure import (
+    Row,
+    Run,
+    Side,
+    at_most,
+    missing,
+    paired,
+    ratio,
+    ratio_cpu,
+    run,
+    size_of,
+)
 from bench.peers import Strongroom
 from strongroom.postgres.embedded import EmbeddedServer, find_server
 
@@ -87,22 +99,55 @@ class PgBackRest:
     def backup(self, kind: str) -> Run:
         return self._run("backup", f"--type={kind}")
 
+    def restore(self, target: str, *more: str) -> Run:
+        """Into a directory of the same owner, which it asks for."""
+        if not os.path.isdir(target):
+            os.makedirs(target, mode=0o700)
+        return self._run("restore", f"--pg1-path={target}", "--type=immediate", *more)
+
     def _run(self, *words: str) -> Run:
         argv = ["pgbackrest", f"--config={self._config}", "--stanza=bench", *words]
         return run(argv, env={"PGPASSWORD": self._password})
 
 
-def _strongroom(work: str, server: EmbeddedServer) -> Strongroom:
+def configured(server: EmbeddedServer) -> str:
+    """The source `bench`: this server, by its files; its password goes into the environment."""
     from psycopg.conninfo import conninfo_to_dict, make_conninfo  # noqa: PLC0415
 
     parameters = conninfo_to_dict(server.dsn)
     os.environ["BENCH_PASSWORD"] = str(parameters.pop("password"))
     dsn = make_conninfo(**{key: str(value) for key, value in parameters.items()})
-    return Strongroom(
-        work,
+    return (
         f'[source.bench]\ntype = "postgres"\nmethod = "physical"\nvia = "local"\ndsn = "{dsn}"\n'
-        'password = "env:BENCH_PASSWORD"\n',
+        'password = "env:BENCH_PASSWORD"\n'
     )
+
+
+def _restores(
+    work: str,
+    ours: Strongroom,
+    theirs: PgBackRest,
+    empty: tuple[Side, Side],
+    delta: tuple[Side, Side],
+    between: Callable[[], None],
+) -> None:
+    """Restore into an empty directory; then `between`, which takes another backup, over it."""
+    here, there = f"{work}/restored", f"{work}/restored-theirs"
+    fresh(here)
+    fresh(there)
+    paired(
+        1,
+        (empty[0], lambda: ours.restore("bench", here, "--immediate")),
+        (empty[1], lambda: theirs.restore(there)),
+    )
+    between()
+    paired(
+        1,
+        (delta[0], lambda: ours.restore("bench", here, "--immediate", "--delta")),
+        (delta[1], lambda: theirs.restore(there, "--delta")),
+    )
+    fresh(here)
+    fresh(there)
 
 
 NEWEST, SCATTERED = "the newest", "all over it"
@@ -126,10 +171,21 @@ def _compare(work: str, times: int, server: EmbeddedServer, scale: float) -> lis
     }
     if not PgBackRest.present():
         return [missing(title, "pgbackrest") for title in (full_title, *titles.values())]
-    ours, theirs = _strongroom(work, server), PgBackRest(work, server)
+    ours, theirs = Strongroom(work, configured(server)), PgBackRest(work, server)
     full, theirs_full = Side("strongroom"), Side("pgBackRest")
     again = {which: (Side("strongroom"), Side("pgBackRest incr")) for which in titles}
+    empty = Side("strongroom"), Side("pgBackRest restore")
+    delta = Side("strongroom"), Side("pgBackRest restore --delta")
     stored: dict[str, tuple[int, int]] = {}
+
+    def next_of(which: str) -> None:
+        one, other = again[which]
+        before = size_of(ours.repository), size_of(theirs.repository)
+        _change(server, which, int(FLOAT_ROWS * scale))
+        paired(1, (one, lambda: ours.backup("bench")), (other, lambda: theirs.backup("incr")))
+        after = size_of(ours.repository), size_of(theirs.repository)
+        stored[which] = after[0] - before[0], after[1] - before[1]
+
     for _ in range(times):
         ours.init()
         theirs.init()
@@ -138,29 +194,26 @@ def _compare(work: str, times: int, server: EmbeddedServer, scale: float) -> lis
             (full, lambda: ours.backup("bench")),
             (theirs_full, lambda: theirs.backup("full")),
         )
-        for which, (one, other) in again.items():
-            before = size_of(ours.repository), size_of(theirs.repository)
-            _change(server, which, int(FLOAT_ROWS * scale))
-            paired(
-                1,
-                (one, lambda: ours.backup("bench")),
-                (other, lambda: theirs.backup("incr")),
-            )
-            after = size_of(ours.repository), size_of(theirs.repository)
-            stored[which] = after[0] - before[0], after[1] - before[1]
+        _restores(work, ours, theirs, empty, delta, lambda: next_of(NEWEST))
+        next_of(SCATTERED)
     fresh(ours.repository)
     fresh(theirs.repository)
     scattered = ratio(titles[SCATTERED], *again[SCATTERED], 3)
-    rows = [
-        ratio(full_title, full, theirs_full, 1.5),
-        ratio(titles[NEWEST], *again[NEWEST], 3),
-        # Nearly every chunk of 64 KiB has a changed row then: what is stored is the whole table.
-        replace(scattered, target="measured", met=None),
-    ]
+    restored, again_title = f"restore of a {size:.1f} GB cluster", titles[NEWEST]
+    rows = []
+    for title, sides, target in (
+        (full_title, (full, theirs_full), 1.5),
+        (again_title, again[NEWEST], 3),
+        (restored, empty, 1.8),
+        (f"{restored} --delta, 1 % of one table's rows changed", delta, 1.5),
+    ):
+        rows += [ratio(title, *sides, target), ratio_cpu(title, *sides, target)]
+    # Nearly every chunk of 64 KiB has a changed row then: what is stored is the whole table.
+    rows.append(replace(scattered, target="measured", met=None))
     for which, (mine, others) in stored.items():
         title = f"{titles[which]}: stored"
         rows.append(at_most(title, mine / 1e6, others / 1e6, 1.05, "MB", "pgBackRest"))
     return rows
 
 
-__all__ = ["fill", "physical"]
+__all__ = ["PgBackRest", "configured", "fill", "physical"]

@@ -16,14 +16,28 @@ import subprocess
 import time
 from collections.abc import Iterator, Sequence
 
-from bench.measure import Row, Run, Side, at_most, fresh, missing, paired, ratio
+from bench.measure import (
+    Row,
+    Run,
+    Side,
+    adopt_orphans,
+    at_most,
+    fresh,
+    missing,
+    ratio,
+    ratio_cpu,
+    reaped,
+    spent,
+)
 from bench.peers import OURS
 from strongroom.errors import NotFound
 from strongroom.postgres.embedded import EmbeddedServer, find_server
 
 SEGMENTS = 500
 ENTER = "for name in $NAMES; do"
-PUSH = ENTER + ' %s "pg_wal/$name" || exit 1; done'
+_STATUS = "pg_wal/archive_status/$name"
+# What is archived is marked as done, as the server does; else both sides would look at it again.
+PUSH = ENTER + f' %s "pg_wal/$name" || exit 1; mv {_STATUS}.ready {_STATUS}.done; done'
 # As recovery does: what was delivered is taken away before the next is asked for. A second try,
 # because two processes that pgBackRest 2.45 leaves behind may trip over each other's files.
 _GET = '%s "$name" pg_wal/RECOVERYXLOG'
@@ -69,6 +83,7 @@ def _fill(pg: EmbeddedServer, count: int) -> list[str]:
 
 
 def _compare(work: str, times: int, data: str, names: Sequence[str]) -> list[Row]:
+    adopt_orphans()
     sides = _Ours(work, data), _PgBackRest(work, data)
     push = [Side("strongroom"), Side("pgBackRest")]
     fetch = [Side("strongroom"), Side("pgBackRest")]
@@ -77,21 +92,20 @@ def _compare(work: str, times: int, data: str, names: Sequence[str]) -> list[Row
         for number, side in enumerate(sides):
             side.make()
             _mark(data, names)
-            with side.running():
-                _drop_caches(data, names)
-                paired(1, (push[number], lambda s=side: _run(data, names, PUSH % s.push)))  # type: ignore[misc]
-            with side.running():
-                paired(
-                    1, (fetch[number], lambda s=side: _run(data, names, FETCH % (s.fetch, s.fetch)))
-                )  # type: ignore[misc]
-                if number == 0:
+            _warm(data, names)
+            push[number].runs.append(_run(data, names, PUSH % side.push, side))
+            fetch[number].runs.append(_run(data, names, FETCH % (side.fetch, side.fetch), side))
+            if number == 0:
+                with side.running():
                     client += _client(data, side.fetch)
             side.remove()
     size = f"{len(names)} segments"
     start = statistics.median(client) * 1000
     return [
         ratio(f"WAL push, {size}", push[0], push[1], 1.0),
+        ratio_cpu(f"WAL push, {size}", push[0], push[1], 1.0),
         ratio(f"WAL fetch, {size}", fetch[0], fetch[1], 1.0),
+        ratio_cpu(f"WAL fetch, {size}", fetch[0], fetch[1], 1.0),
         at_most("WAL client, start to end", start, 60.0, 1.0, "ms", "target"),
     ]
 
@@ -106,11 +120,20 @@ def _client(data: str, fetch: str) -> list[float]:
     return found
 
 
-def _run(data: str, names: Sequence[str], script: str) -> Run:
-    began = time.perf_counter()
+def _run(data: str, names: Sequence[str], script: str, side: _Ours | _PgBackRest) -> Run:
+    """Wall time of the commands; CPU time of them and of whatever works for them."""
     environ = {**os.environ, "NAMES": " ".join(names)}
-    subprocess.run(["sh", "-c", script], cwd=data, env=environ, check=True)
-    return Run(time.perf_counter() - began, 0.0, 0)
+    with side.running() as helper:
+        before = reaped(), spent(helper) if helper else 0.0
+        began = time.perf_counter()
+        subprocess.run(["sh", "-c", script], cwd=data, env=environ, check=True)
+        wall = time.perf_counter() - began
+        warm = spent(helper) - before[1] if helper else 0.0
+        clients = reaped() - before[0]
+        if helper:
+            print(f"  of {warm + clients:.2f} s CPU the clients have {clients:.2f}")
+            return Run(wall, clients + warm, 0)
+    return Run(wall, reaped() - before[0], 0)
 
 
 def _mark(data: str, names: Sequence[str]) -> None:
@@ -119,7 +142,7 @@ def _mark(data: str, names: Sequence[str]) -> None:
             pass
 
 
-def _drop_caches(data: str, names: Sequence[str]) -> None:
+def _warm(data: str, names: Sequence[str]) -> None:
     """Both sides find the segments where a server that writes them leaves them: in the cache."""
     for name in names:
         with open(f"{data}/pg_wal/{name}", "rb") as file:
@@ -132,8 +155,8 @@ class _Ours:
         self._work, self._config = f"{work}/ours", f"{work}/ours/strongroom.toml"
         del data
         end = f"--config {self._config} --socket {work}/ours/wal.sock"
-        self.push = f"{OURS} wal push --source bench {end}"
-        self.fetch = f"{OURS} wal fetch {end}"
+        self.push = f"{OURS}-wal push --source bench {end}"
+        self.fetch = f"{OURS}-wal fetch {end}"
         self._daemon = [OURS, "wal", "daemon", *end.split()]
 
     def make(self) -> None:
@@ -150,12 +173,12 @@ class _Ours:
         fresh(self._work)
 
     @contextlib.contextmanager
-    def running(self) -> Iterator[None]:
+    def running(self) -> Iterator[int]:
         with subprocess.Popen(self._daemon, stderr=subprocess.PIPE) as daemon:
             assert daemon.stderr is not None
             assert daemon.stderr.readline().startswith(b"listening")
             try:
-                yield
+                yield daemon.pid
             finally:
                 daemon.send_signal(signal.SIGTERM)
 
@@ -185,8 +208,9 @@ class _PgBackRest:
         fresh(self._work)
 
     @contextlib.contextmanager
-    def running(self) -> Iterator[None]:
-        yield
+    def running(self) -> Iterator[int]:
+        yield 0
         # The process that it leaves behind ends by itself a moment after the last segment.
         while any(os.scandir(f"{self._work}/lock")):
             time.sleep(0.1)
+        time.sleep(0.3)  # and its lock goes before it does

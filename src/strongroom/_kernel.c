@@ -13,6 +13,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <malloc.h>
+#include <poll.h>
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
@@ -1932,6 +1933,87 @@ done:
     return result;
 }
 
+/* ------------------------------------------------------------------- copies of libpq */
+
+typedef int (*get_copy_t)(void *, char **, int);
+typedef int (*consume_t)(void *);
+typedef void (*free_t)(void *);
+
+enum { COPY_MORE, COPY_NOTHING, COPY_ENDED, COPY_FAILED };
+
+PyDoc_STRVAR(copy_data_doc, "copy_data(libpq, fd, into, typed, wait) -> (used, rest, other, state)");
+
+static PyObject *copy_data(PyObject *module, PyObject *args)
+{
+    unsigned long long get_at, consume_at, free_at, connection;
+    Py_buffer into;
+    int fd, typed, wait, state = COPY_MORE, size = 0;
+    size_t used = 0, head;
+    char *got = NULL, *at = NULL; /* the message that did not fit, or is not data */
+    PyObject *rest = NULL, *other = NULL, *result = NULL;
+    (void)module;
+    if (!PyArg_ParseTuple(args, "(KKKK)iw*pi:copy_data", &get_at, &consume_at, &free_at, &connection,
+                          &fd, &into, &typed, &wait))
+        return NULL;
+    get_copy_t get = (get_copy_t)(uintptr_t)get_at;
+    consume_t consume = (consume_t)(uintptr_t)consume_at;
+    free_t release = (free_t)(uintptr_t)free_at;
+    void *conn = (void *)(uintptr_t)connection;
+    head = typed ? 1 : 0;
+    Py_BEGIN_ALLOW_THREADS
+    for (int looked = 0; used < (size_t)into.len;) {
+        size = get(conn, &got, 1);
+        if (size > 0) {
+            looked = 0;
+            at = got + head;
+            if (typed && *got != 'd')
+                break;
+            size_t length = (size_t)size - head, room = (size_t)into.len - used;
+            size_t some = length < room ? length : room;
+            memcpy((char *)into.buf + used, at, some);
+            used += some;
+            at += some;
+            if (some < length)
+                break;
+            release(got);
+            got = NULL;
+            continue;
+        }
+        if (size < 0) {
+            state = size == -1 ? COPY_ENDED : COPY_FAILED;
+            break;
+        }
+        /* What was sealed for the way may wait within libpq: it is asked before the socket is. */
+        if (looked) {
+            struct pollfd one = {fd, POLLIN, 0};
+            if (poll(&one, 1, wait) <= 0) {
+                state = COPY_NOTHING;
+                break;
+            }
+        }
+        looked = 1;
+        if (!consume(conn)) {
+            state = COPY_FAILED;
+            break;
+        }
+    }
+    Py_END_ALLOW_THREADS
+    if (got && typed && *got != 'd')
+        other = PyBytes_FromStringAndSize(got, size);
+    else
+        other = Py_NewRef(Py_None);
+    rest = got && other == Py_None ? PyBytes_FromStringAndSize(at, got + size - at)
+                                   : PyBytes_FromStringAndSize(NULL, 0);
+    if (got)
+        release(got);
+    if (rest && other)
+        result = Py_BuildValue("nOOi", (Py_ssize_t)used, rest, other, state);
+    Py_XDECREF(rest);
+    Py_XDECREF(other);
+    PyBuffer_Release(&into);
+    return result;
+}
+
 /* ---------------------------------------------------------------------- allocator */
 
 PyDoc_STRVAR(tune_allocator_doc, "tune_allocator() -> bool");
@@ -1965,6 +2047,7 @@ static PyMethodDef METHODS[] = {
     {"encode_page", encode_page, METH_VARARGS, encode_page_doc},
     {"write_files", write_files, METH_VARARGS, write_files_doc},
     {"page_checksums", page_checksums, METH_VARARGS, page_checksums_doc},
+    {"copy_data", copy_data, METH_VARARGS, copy_data_doc},
     {"tune_allocator", tune_allocator, METH_NOARGS, tune_allocator_doc},
     {NULL, NULL, 0, NULL},
 };

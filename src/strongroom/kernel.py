@@ -944,6 +944,18 @@ def page_checksums_twin(pages: Buffer, size: int, first: int) -> list[tuple[int,
     return found
 
 
+# ----------------------------------------------------------------------- copies of libpq
+
+COPY_MORE, COPY_NOTHING, COPY_ENDED, COPY_FAILED = range(4)
+
+# copy_data(libpq, fd, into, typed, wait) -> (used, rest, other, state): take messages of a copy
+# until `into` is full (`rest`: what did not fit of the last one), one comes that is no data
+# (`other`; `typed` copies only, whose messages begin with a letter), or none for `wait`
+# milliseconds. `libpq`: addresses of PQgetCopyData, PQconsumeInput, PQfreemem and the connection.
+# Its twin is `Replication.receive` without it, for which psycopg calls the same functions.
+copy_data: Any = getattr(_compiled, "copy_data", None)
+
+
 # --------------------------------------------------------------------------- allocator
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8

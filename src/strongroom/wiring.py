@@ -158,7 +158,11 @@ def seams() -> Seams:
 
 
 def open_repository(
-    storage: Storage, holders: Sequence[KeyHolder], *, jobs: int | None = None
+    storage: Storage,
+    holders: Sequence[KeyHolder],
+    *,
+    jobs: int | None = None,
+    reopen_every: int = 1,
 ) -> Repository:
     """The open repository; NotFound when there is none, KeyRefused when nothing opens it."""
     from strongroom import kernel  # noqa: PLC0415
@@ -172,7 +176,7 @@ def open_repository(
     workers = max(2, jobs or os.cpu_count() or 2)
     # Bigger packs where each object is a request, smaller ones where it is a file.
     pack = 16 if storage.url.startswith("/") or "://" not in storage.url else 48
-    settings = Settings(sealers=workers, pack_size=pack << 20)
+    settings = Settings(sealers=workers, pack_size=pack << 20, reopen_every=reopen_every)
     return opening.open_repository(storage, holders, seams=seams(), settings=settings)
 
 
@@ -751,7 +755,7 @@ def wal_daemon(
         path, environ.get("STRONGROOM_REPOSITORY", ""), wal_sources(configuration)
     )
     push = PushAhead(Pusher(store, lasts=True).push, workers=workers, window=ahead)
-    fetch = FetchAhead(store.get, workers=workers, window=ahead, limit=_WAL_KEPT)
+    fetch = FetchAhead(store.pieces, workers=workers, window=ahead, limit=_WAL_KEPT)
     return Daemon(
         served,
         push=push.push,
@@ -823,10 +827,11 @@ def fetch_command(
 
     program = environ.get("STRONGROOM_PROGRAM") or os.path.abspath(sys.argv[0])
     if os.path.basename(program) == "strongroom" and os.access(program, os.X_OK):
-        words = [program]
+        client = program + "-wal"  # which runs the program where no daemon answers
+        words = [client] if os.access(client, os.X_OK) else [program, "wal"]
     else:
-        words = [sys.executable, "-m", "strongroom"]
-    words += ["wal", "fetch", "%f", "%p"]
+        words = [sys.executable, "-m", "strongroom", "wal"]
+    words += ["fetch", "%f", "%p"]
     if config is not None:
         words.append(f"--config={os.path.abspath(config)}")
     if environ.get("STRONGROOM_WAL_SOCKET"):

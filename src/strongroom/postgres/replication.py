@@ -15,19 +15,23 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
+from strongroom import kernel
 from strongroom.errors import DatabaseUnreachable, KeyRefused, Refused, StrongroomError
 from strongroom.format.wal import lsn_text, microseconds, parse_lsn
+from strongroom.postgres.libpq import receiving
 from strongroom.postgres.server import Conninfo, connect_replication, translated
 
 if TYPE_CHECKING:
     from psycopg.pq.abc import PGresult
 
 _WAIT = 1000  # milliseconds between two looks at whether to go on
+_COPY_DATA = 0x64  # d
 _DATA = struct.Struct("!cQQq")
 _KEEPALIVE = struct.Struct("!cQqB")
 _STATUS = struct.Struct("!cQQQqB")
+_NOTHING = memoryview(b"")
 _IDENTIFIER = re.compile(r"[a-z0-9_]{1,63}")
 
 DATA_CORRUPTED = "XX001"
@@ -73,6 +77,17 @@ class WalData:
     reply: bool = False
 
 
+@dataclass(frozen=True, slots=True)
+class Received:
+    """What came of a copy: bytes laid into a buffer, what did not fit of the last message, and a
+    message that is no data, or that the copy has ended."""
+
+    used: int
+    rest: memoryview = _NOTHING
+    other: memoryview | None = None
+    ended: bool = False
+
+
 class Replication:
     """One connection that speaks the replication protocol. A context manager."""
 
@@ -87,6 +102,7 @@ class Replication:
         self._pq.notice_handler = self._noticed
         self._poll = select.poll()
         self._poll.register(self._pq.socket, select.POLLIN)
+        self._libpq = receiving(self._pq) if kernel.copy_data is not None else None
         return self
 
     def __exit__(
@@ -199,6 +215,44 @@ class Replication:
                     return memoryview(b"")
                 self._wait(until)
                 consume()
+
+    def receive(self, into: memoryview, *, typed: bool) -> Received:
+        """Lay the data of a copy into a buffer until it is full, or something else has come.
+
+        `typed`: messages begin with a letter, `d` for data. Not for use after the copy has ended.
+        """
+        if self._libpq is None:
+            return self._received(into, typed=typed)
+        while True:
+            used, rest, other, state = kernel.copy_data(
+                self._libpq, self._pq.socket, into, typed, _WAIT
+            )
+            if state == kernel.COPY_FAILED:
+                self._failed()
+            if self.stopped():
+                raise StoppedWaiting
+            ended = state == kernel.COPY_ENDED
+            if used or other is not None or ended:
+                return Received(
+                    used, memoryview(rest), None if other is None else memoryview(other), ended
+                )
+
+    def _received(self, into: memoryview, *, typed: bool) -> Received:
+        found = self.message()
+        if found is None:
+            return Received(0, ended=True)
+        if typed and found[0] != _COPY_DATA:
+            return Received(0, other=found)
+        data = found[1:] if typed else found
+        used = min(len(data), len(into))
+        into[:used] = data[:used]
+        return Received(used, data[used:])
+
+    def _failed(self) -> NoReturn:
+        from psycopg import OperationalError  # noqa: PLC0415
+
+        with translated(self.conninfo):
+            raise OperationalError(f"receiving copy data failed: {self._pq.get_error_message()}")
 
     # -- the log ---------------------------------------------------------------------------
 
@@ -315,6 +369,7 @@ __all__ = [
     "DATA_CORRUPTED",
     "UNDEFINED_FILE",
     "Notice",
+    "Received",
     "Replication",
     "ServerError",
     "StoppedWaiting",

@@ -27,7 +27,9 @@ from strongroom.format.segment import FRAME_ROW, Segment, SessionRow
 from strongroom.storage.base import Storage
 
 PACK_CHUNKS = 65_536  # a pack of tiny files is put early, so that its footer stays small
-TIGHT_CHUNKS = 16  # a frame of so many chunks holds small files
+# A frame of so many chunks, and so small ones, holds small files. (Sixteen are a frame of
+# PostgreSQL's pages, too, which pack a fifth faster the other way.)
+TIGHT_CHUNKS, TIGHT_SIZE = 16, 48 * 1024
 _SLACK = 8 * 1024 * 1024  # for the frame that makes a pack full, and the footer
 
 
@@ -173,7 +175,9 @@ class Pipeline:
                 self._frames.task_done()
 
     def _seal_one(self, frame: Frame) -> None:
-        packed = self._sealer.compress(frame.plain, tight=len(frame.lengths) >= TIGHT_CHUNKS)
+        count = len(frame.lengths)
+        tight = count >= TIGHT_CHUNKS and len(frame.plain) < count * TIGHT_SIZE
+        packed = self._sealer.compress(frame.plain, tight=tight)
         filling, place = self._reserve(frame, len(packed) + TAG)
         self._sealer.seal_into(packed, frame.sequence, place)
         if frame.sequence % self._reopen_every == 0:

@@ -135,6 +135,10 @@ class WalStore:
         ObjectMissing when it is not there and the repository is; KeyRefused for keys that only
         write.
         """
+        return b"".join(self.pieces(system_id, name))
+
+    def pieces(self, system_id: int, name: str) -> list[bytes]:
+        """As `get`; the file in the pieces that it rests in, which nobody has to join to write it."""
         place = _object_name(system_id, name)
         if not self._keyset.reads:
             raise KeyRefused(
@@ -147,27 +151,32 @@ class WalStore:
         except ObjectMissing:
             identity.load(self._storage)  # NotFound: it is not the file alone that is not there
             raise
-        opened, head = self._whole(place, data)
+        # Its frames authenticate, and the record has the hash of what they hold: that of the
+        # sealed bytes is for those who cannot open them.
+        opened, head = self._decode(place, data)
+        if len(data) != walfile.length_of(head, opened.frames_at):
+            raise _damaged(place, "it is not as long as its record says")
         return self.open(place, opened, head, data)
 
-    def open(self, place: str, opened: Opened, head: WalHead, data: bytes) -> bytes:
+    def open(self, place: str, opened: Opened, head: WalHead, data: bytes) -> list[bytes]:
         """Open the frames of an object that is as its record says; Damaged when they do not."""
         session = opened.session
+        pieces, at, view = [], opened.frames_at, memoryview(data)
+        digest = blake3(key=self._digest_key)
         try:
             key = keysets.open_session_key(
                 self._epoch(session.epoch), session.id, session.sealed_key
             )
             opener = FrameOpener(session.id, key)
-            parts, at, view = [], opened.frames_at, memoryview(data)
             for number, length in enumerate(head.frames):
-                parts.append(opener.open(view[at : at + length], number))
+                pieces.append(opener.open(view[at : at + length], number))
+                digest.update(pieces[-1])
                 at += length
         except ValueError as fault:
             raise _damaged(place, str(fault)) from None
-        plain = b"".join(parts)
-        if len(plain) != head.size or blake3(plain, key=self._digest_key).digest() != head.digest:
+        if sum(map(len, pieces)) != head.size or digest.digest() != head.digest:
             raise _damaged(place, "its content is not what its record says")
-        return plain
+        return pieces
 
     def head(self, system_id: int, name: str) -> WalHead | None:
         """What a file is, without reading it; None when it is not there. Needs no reader's key."""

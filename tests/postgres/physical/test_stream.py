@@ -87,6 +87,29 @@ def _look(
     assert not [path for path in found if path.startswith(b"data/pg_wal/0")]
 
 
+def test_what_psycopg_receives_is_what_the_kernel_receives(
+    pg: EmbeddedServer, room: StreamRoom, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where libpq cannot be told, nothing but the way is another one."""
+    run(pg, f"CREATE TABLE received AS {ROWS}", "CHECKPOINT")
+    try:
+        first, _ = room.take()
+        monkeypatch.setattr("strongroom.postgres.replication.receiving", lambda _: None)
+        second, _ = room.take()
+    finally:
+        run(pg, "DROP TABLE received")
+    both = [
+        {
+            path: (entry.size, entry.content)
+            for path, entry in entries(room.reader(report)).items()
+            if path.startswith(b"data/base/")
+        }
+        for report in (first, second)
+    ]
+    assert both[0] == both[1]
+    assert len(both[0]) > 100
+
+
 def test_an_interrupted_backup_goes_on_where_it_was_by_deduplication(
     cluster16: EmbeddedServer, folder: Path
 ) -> None:

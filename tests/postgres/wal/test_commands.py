@@ -5,6 +5,7 @@ Each with the daemon and without it: what they answer must not depend on it.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import signal
@@ -24,10 +25,11 @@ from strongroom.postgres.physical.crc import crc32c
 HISTORY = b"1\t0/3000000\tno recovery target specified\n"
 
 
-@pytest.fixture(params=["daemon", "direct"])
+@pytest.fixture(params=["daemon", "direct", "client"])
 def served(request: pytest.FixtureRequest, room: WalRoom) -> WalRoom:
-    if request.param == "daemon":
+    if request.param != "direct":
         room.daemon()
+    room.compiled = request.param == "client"
     return room
 
 
@@ -263,6 +265,102 @@ def test_a_writer_s_key_archives_and_cannot_deliver(room: WalRoom, still: Still)
     assert "reader's" in said
 
 
+# -- the compiled client -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["push", "--source", "db", "pg_wal/x"],
+        ["push", "--source=", "--config=strongroom.toml", "-c", "other.toml", "é\udcff"],
+        ["fetch", "--standby", "--alone", "--partial", "name", "path"],
+        ["fetch", "--config", "nowhere", "name", "path"],
+        ["fetch", "--alone=1", "name", "path"],
+        ["fetch", "-c=x", "name", "path"],
+        ["fetch", "name", "path", "more"],
+        ["fetch", "name"],
+        ["push", "--partial", "pg_wal/x"],
+        ["push", "-"],
+        ["push", "pg_wal/x", "--source"],
+        ["status"],
+        [],
+    ],
+)
+@pytest.mark.parametrize(
+    "env", [{}, {"STRONGROOM_CONFIG": "other.toml", "STRONGROOM_REPOSITORY": "r"}]
+)
+def test_the_compiled_client_asks_what_the_python_one_asks(
+    tmp_path: Path, words: list[str], env: dict[str, str]
+) -> None:
+    """Byte for byte, at the same socket; and what neither understands goes to the command."""
+    for name in ("strongroom.toml", "other.toml"):
+        (tmp_path / name).touch()
+    address = str(tmp_path / "socket")
+    environ = {
+        **env,
+        "PATH": os.environ["PATH"],
+        "HOME": str(tmp_path),
+        "STRONGROOM_WAL_SOCKET": address,
+    }
+    heard = []
+    for argv in (
+        [
+            sys.executable,
+            "-c",
+            "import sys; from strongroom.cli.wal_client import quick; quick(sys.argv[1:])",
+            "wal",
+        ],
+        [str(Path(sys.executable).parent / "strongroom-wal")],
+    ):
+        with socket.socket(socket.AF_UNIX) as listener:
+            listener.bind(address)
+            listener.listen()
+            listener.settimeout(0.01)
+            process = subprocess.Popen(
+                [*argv, *words], cwd=tmp_path, env=environ, stderr=subprocess.PIPE
+            )
+            question = b""
+            while process.poll() is None and not question:
+                with contextlib.suppress(TimeoutError):
+                    channel, _ = listener.accept()
+                    with channel:
+                        channel.settimeout(60)
+                        question = channel.recv(65536)
+                        channel.sendall(b"..=\x05\x03\0\0\0why")
+            said = process.communicate(timeout=60)[1]
+            if question:
+                assert said == b"why\n"
+                assert argv[0] == sys.executable or process.returncode == 5
+            heard.append(question)
+        os.unlink(address)
+    assert heard[0] == heard[1]
+
+
+def test_trap_29_and_42_a_client_alone_and_a_client_that_is_stopped(tmp_path: Path) -> None:
+    alone = tmp_path / "strongroom-wal"
+    shutil.copy(Path(sys.executable).parent / "strongroom-wal", alone)
+    if alone.read_bytes()[:2] == b"#!":
+        pytest.skip("strongroom-wal was built without a compiler")
+    for words, status in (
+        (["push", "x"], 1),
+        (["fetch", "x", "y"], 201),
+        (["fetch", "--odd"], 201),
+    ):
+        assert subprocess.run([alone, *words], cwd=tmp_path, check=False).returncode == status
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(tmp_path / "socket"))
+        listener.listen()
+        for words, status in ((["push", "x"], 1), (["fetch", "x", "y"], -signal.SIGTERM)):
+            process = subprocess.Popen(
+                [alone, *words, "--socket", tmp_path / "socket"], cwd=tmp_path
+            )
+            channel, _ = listener.accept()
+            with channel:
+                channel.recv(65536)
+                process.send_signal(signal.SIGTERM)
+                assert process.wait(60) == status
+
+
 # -- the daemon --------------------------------------------------------------------------------
 
 
@@ -301,9 +399,11 @@ def test_a_daemon_ends_when_nobody_asks(room: WalRoom) -> None:
     assert room.daemon("--idle", "0.2").wait(60) == 0
 
 
+@pytest.mark.parametrize("compiled", [False, True])
 def test_a_fetch_leaves_a_process_behind_that_answers_those_that_follow(
-    room: WalRoom, still: Still
+    room: WalRoom, still: Still, *, compiled: bool
 ) -> None:
+    room.compiled = compiled
     first, second = still.segments[:2]
     for name in (first, second):
         room.push(still.data, f"pg_wal/{name}")

@@ -24,9 +24,12 @@ from strongroom.postgres.replication import (
 )
 
 BLOCK = 512
+_AHEAD = 64 * 1024  # as much is received at once where a header is looked for
 _ZEROS = bytes(BLOCK)
 _MANIFEST = -1
 _LABEL = "strongroom"
+_MIDDLE = "The server ended a tar in the middle."
+Receive = Callable[[memoryview], tuple[int, memoryview] | None]
 _PREREQUISITE, _NO_RIGHT = "55000", "42501"
 
 
@@ -74,33 +77,48 @@ def _number(field: bytes) -> int:
 
 
 class Part:
-    """One of the tars, or the manifest, read through once."""
+    """One of the tars, read through once. `receive` lays what comes into a buffer and says how much,
+    and what more there is of it; None at the end."""
 
-    def __init__(self, pull: Callable[[], memoryview | None]) -> None:
-        self._pull = pull
-        self._rest = memoryview(b"")
+    def __init__(self, receive: Receive, buffer: memoryview | None = None) -> None:
+        self._receive = receive
+        self._buffer = memoryview(bytearray(_AHEAD)) if buffer is None else buffer
+        self._rest = self._later = memoryview(b"")
         self._ended = False
 
     def some(self, most: int) -> memoryview:
         """What has come, up to `most` bytes; empty at the end. Valid until the next call."""
         while not self._rest:
-            piece = None if self._ended else self._pull()
-            if piece is None:
+            if self._later:
+                self._rest, self._later = self._later, self._rest
+            elif self._ended or (come := self._receive(self._buffer)) is None:
                 self._ended = True
                 return memoryview(b"")
-            self._rest = piece
+            else:
+                self._rest, self._later = self._buffer[: come[0]], come[1]
         found, self._rest = self._rest[:most], self._rest[most:]
         return found
 
     def fill(self, view: memoryview) -> None:
-        """Fill `view`; Damaged when the part ends before."""
+        """Fill `view`; Damaged when the part ends before. What has not come yet is laid right there."""
         at, size = 0, len(view)
         while at < size:
-            piece = self.some(size - at)
-            if not piece:
-                raise Damaged("The server ended a tar in the middle.")
-            view[at : at + len(piece)] = piece
-            at += len(piece)
+            if self._rest or self._later:
+                piece = self.some(size - at)
+                view[at : at + len(piece)] = piece
+                at += len(piece)
+            elif size - at < len(self._buffer):  # and with it what comes behind
+                piece = self.some(size - at)
+                if not piece:
+                    raise Damaged(_MIDDLE)
+                view[at : at + len(piece)] = piece
+                at += len(piece)
+            else:
+                come = None if self._ended else self._receive(view[at:])
+                if come is None:
+                    self._ended = True
+                    raise Damaged(_MIDDLE)
+                at, self._rest = at + come[0], come[1]
 
     def block(self) -> bytes | None:
         """The next 512 bytes; None at the end."""
@@ -119,7 +137,7 @@ class Part:
         while size:
             piece = self.some(size)
             if not piece:
-                raise Damaged("The server ended a tar in the middle.")
+                raise Damaged(_MIDDLE)
             size -= len(piece)
 
     def drain(self) -> None:
@@ -152,10 +170,12 @@ class BaseBackup:
         self.tablespaces: tuple[Tablespace, ...] = ()
         self.manifest = b""
         self.damaged = False
+        self._ended = False  # the copy
         self._next: int | None = None  # the part that has begun, by its number
         self._parts = 0
         self._oids: list[str | None] = []
         self._locations: list[bytes] = []
+        self._buffer = memoryview(bytearray(_AHEAD))
 
     def begin(self) -> None:
         """Let the server begin; returns after its checkpoint."""
@@ -223,43 +243,37 @@ class BaseBackup:
 
     def _typed(self) -> Iterator[tuple[str | None, Part]]:
         self._expect_copy()
-        self._after_data()
+        if self._data(self._buffer) is not None:
+            raise StrongroomError("The server sent data that belongs to nothing.")
         number = 0
         while self._next is not None and self._next != _MANIFEST:
             if number >= len(self._oids):
                 raise StrongroomError("The server sent more tablespaces than it told of.")
             oid, self._next = self._oids[number], None
             number += 1
-            yield oid, (part := Part(self._data))
+            yield oid, (part := Part(self._data, self._buffer))
             part.drain()
         self._all(number)
         if self._next == _MANIFEST:
             self._next = None
-            pieces = []
-            while (piece := self._data()) is not None:
-                pieces.append(bytes(piece))
-            self.manifest = b"".join(pieces)
+            self.manifest = self._rest_of(Part(self._data, self._buffer))
 
-    def _data(self) -> memoryview | None:
+    def _data(self, into: memoryview) -> tuple[int, memoryview] | None:
         """The next data of the part that is being read; None when another part begins."""
-        if self._next is not None:
-            return None
-        return self._after_data()
-
-    def _after_data(self) -> memoryview | None:
-        while (found := self._replication.message()) is not None:
-            kind = found[0]
-            if kind == 0x64:  # d
-                if len(found) > 1:
-                    return found[1:]
-            elif kind == 0x6E:  # n
-                self._next = 0
-                return None
-            elif kind == 0x6D:  # m
-                self._next = _MANIFEST
-                return None
-            elif kind != 0x70:  # p: how far the server is, which we know
-                raise StrongroomError(f"The server sent an unknown message: {bytes(found[:1])!r}.")
+        while self._next is None and not self._ended:
+            found = self._replication.receive(into, typed=True)
+            self._ended = found.ended
+            if found.other is not None:
+                kind = found.other[0]
+                if kind == 0x6E:  # n
+                    self._next = 0
+                elif kind == 0x6D:  # m
+                    self._next = _MANIFEST
+                elif kind != 0x70:  # p: how far the server is, which we know
+                    shape = bytes(found.other[:1])
+                    raise StrongroomError(f"The server sent an unknown message: {shape!r}.")
+            if found.used:
+                return found.used, found.rest
         return None
 
     # -- up to 14 --------------------------------------------------------------------------
@@ -267,13 +281,25 @@ class BaseBackup:
     def _copies(self) -> Iterator[tuple[str | None, Part]]:
         for oid in self._oids:
             self._expect_copy()
-            yield oid, (part := Part(self._replication.message))
+            yield oid, (part := Part(self._untyped, self._buffer))
             part.drain()
         self._expect_copy()
+        self.manifest = self._rest_of(Part(self._untyped, self._buffer))
+
+    def _untyped(self, into: memoryview) -> tuple[int, memoryview] | None:
+        while not self._ended:
+            found = self._replication.receive(into, typed=False)
+            self._ended = found.ended
+            if found.used:
+                return found.used, found.rest
+        return None
+
+    @staticmethod
+    def _rest_of(part: Part) -> bytes:
         pieces = []
-        while (piece := self._replication.message()) is not None:
+        while piece := part.some(_AHEAD):
             pieces.append(bytes(piece))
-        self.manifest = b"".join(pieces)
+        return b"".join(pieces)
 
     def _expect_copy(self) -> None:
         from psycopg.pq import ExecStatus  # noqa: PLC0415
@@ -281,6 +307,7 @@ class BaseBackup:
         result = self._replication.result()
         if result is None or result.status != ExecStatus.COPY_OUT:
             raise StrongroomError("The server does not send the files of the backup.")
+        self._ended = False
 
     def _all(self, number: int) -> None:
         if number != len(self._oids):

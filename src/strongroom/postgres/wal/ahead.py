@@ -126,15 +126,15 @@ class FetchAhead:
     """
 
     def __init__(
-        self, get: Callable[[int, str], bytes], *, workers: int, window: int, limit: int
+        self, get: Callable[[int, str], list[bytes]], *, workers: int, window: int, limit: int
     ) -> None:
         self._get, self._window, self._limit = get, window, limit
         self._pool = ThreadPoolExecutor(workers, thread_name_prefix="wal-fetch")
-        self._jobs: OrderedDict[tuple[int, str], Future[bytes]] = OrderedDict()
+        self._jobs: OrderedDict[tuple[int, str], Future[list[bytes]]] = OrderedDict()
         self._lock = threading.Lock()
 
-    def get(self, system_id: int, name: str) -> bytes:
-        """Read a file, as `WalStore.get`."""
+    def get(self, system_id: int, name: str) -> list[bytes]:
+        """Read a file, as `WalStore.pieces`."""
         with self._lock:
             job = self._jobs.pop((system_id, name), None)
         data = None
@@ -146,7 +146,7 @@ class FetchAhead:
         if data is None:
             data = self._get(system_id, name)
         if kind_of(name) is WalKind.SEGMENT and data:
-            self._look(system_id, SegmentName.parse(name, len(data)))
+            self._look(system_id, SegmentName.parse(name, sum(map(len, data))))
         return data
 
     def close(self) -> None:
@@ -169,7 +169,7 @@ class FetchAhead:
                 self._jobs.popitem(last=False)[1].cancel()
 
 
-def _failed(job: Future[bytes]) -> bool:
+def _failed(job: Future[list[bytes]]) -> bool:
     return job.cancelled() or job.exception() is not None
 
 

@@ -22,7 +22,7 @@ _STALE_AFTER = 3600.0
 _CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _serial = itertools.count()
 
-Get = Callable[[int, str], bytes]
+Get = Callable[[int, str], list[bytes]]
 
 
 def check_name(name: str) -> WalKind:
@@ -40,7 +40,7 @@ class Fetcher:
     """Delivers files out of one repository; `get` may know some already. Safe for many threads."""
 
     def __init__(self, store: WalStore, *, get: Get | None = None) -> None:
-        self._get = get or store.get
+        self._get = get or store.pieces
 
     def fetch(
         self, directory: DataDirectory, name: str, path: str, *, partial: bool = False
@@ -60,10 +60,11 @@ class Fetcher:
                 data = self._get(control.system_id, name + ".partial")
             except ObjectMissing:
                 return False
-            data = data.ljust(control.wal_segment_size, b"\0")
-        if kind is WalKind.SEGMENT and len(data) != control.wal_segment_size:
+            data = [b"".join(data).ljust(control.wal_segment_size, b"\0")]
+        size = sum(map(len, data))
+        if kind is WalKind.SEGMENT and size != control.wal_segment_size:
             raise Damaged(
-                f"{name} has {len(data):,} bytes in the repository; segments of this server have"
+                f"{name} has {size:,} bytes in the repository; segments of this server have"
                 f" {control.wal_segment_size:,}.",
                 means="Nothing was delivered: PostgreSQL would stop at a file of another size.",
             )
@@ -71,7 +72,7 @@ class Fetcher:
         return True
 
 
-def deliver(directory: DataDirectory, path: str, data: bytes) -> None:
+def deliver(directory: DataDirectory, path: str, data: list[bytes]) -> None:
     """Write a file beside `path` and rename it: it appears whole.
 
     PostgreSQL makes it durable itself when it keeps it (KeepFileRestoredFromArchive).
@@ -84,9 +85,10 @@ def deliver(directory: DataDirectory, path: str, data: bytes) -> None:
         file = os.open(temporary, _CREATE, 0o600, dir_fd=here)
         try:
             try:
-                view = memoryview(data)
-                while view:
-                    view = view[os.write(file, view) :]
+                for piece in data:
+                    view = memoryview(piece)
+                    while view:
+                        view = view[os.write(file, view) :]
             finally:
                 os.close(file)
             os.rename(temporary, path, src_dir_fd=here, dst_dir_fd=here)
