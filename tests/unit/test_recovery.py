@@ -195,10 +195,13 @@ FORK = 5 * SIZE + 5000
         (Target("xid", xid=7, lsn=FORK + 8), 2, [Run(1, 3, 4), Run(2, 5, 5)]),
         (Target("xid", xid=7, lsn=5 * SIZE), 2, [Run(1, 3, 4)]),  # 1's own segment in any case
         (Target("lsn", lsn=FORK - 100), 2, [Run(1, 3, 4), Run(2, 5, 5)]),
+        (Target("lsn", lsn=FORK - 100, stop=FORK - 100), 1, [Run(1, 3, 5)]),
+        (Target("lsn", lsn=FORK - 8, stop=FORK), 2, [Run(1, 3, 4), Run(2, 5, 5)]),
         (Target("time", time=at(5.2)), 2, [Run(1, 3, 4), Run(2, 5, 5)]),
+        (Target("time", time=at(5.2), stop=FORK - 64), 1, [Run(1, 3, 5)]),
     ],
 )
-def test_a_transaction_just_before_a_fork_is_recovered_on_its_own_timeline(
+def test_a_point_just_before_a_fork_is_recovered_on_its_own_timeline(
     target: Target, told: int, read_of: list[Run]
 ) -> None:
     verdict = can_restore([base("a", 3.1, 3)], forked(), target)
@@ -210,6 +213,13 @@ def test_the_newer_timeline_serves_where_the_older_one_lacks_the_segment_of_the_
     del log.timelines[1].segments[5]  # type: ignore[attr-defined]
     verdict = can_restore([base("a", 3.1, 3)], log, Target("xid", xid=7, lsn=FORK))
     assert (verdict.timeline, verdict.runs) == (2, [Run(1, 3, 4), Run(2, 5, 5)])
+    partials = log.timelines[1].partials
+    partials[5] = Facts(FORK - 24)  # type: ignore[index]
+    assert can_restore([base("a", 3.1, 3)], log, Target("xid", xid=7, lsn=FORK)).timeline == 2
+    partials[5] = Facts(FORK)  # type: ignore[index]
+    verdict = can_restore([base("a", 3.1, 3)], log, Target("xid", xid=7, lsn=FORK))
+    assert (verdict.timeline, verdict.partial) == (1, True)
+    assert verdict.runs == [Run(1, 3, 5)]
 
 
 def test_a_timeline_without_its_history_is_recovered_from_its_own_backups() -> None:
@@ -247,7 +257,7 @@ def test_the_newest_state_behind_a_gap_is_not_called_the_latest() -> None:
 
 
 def test_a_partial_is_said_to_be_one() -> None:
-    log = one_line(range(1, 4), partials=frozenset({4}))
+    log = one_line(range(1, 4), partials={4: None})
     gap = points([base("a", 1.1, 1)], log).windows[0].ends
     assert gap.reason == "only the unfinished .partial of the segment is there"
 

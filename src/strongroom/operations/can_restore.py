@@ -41,6 +41,13 @@ def answer(cluster: Cluster, target: Target, *, backup: str | None = None) -> An
     if target.kind == "xid" and target.lsn is None:
         target = _find_transaction(cluster, target)
     verdict = can_restore(cluster.bases, cluster.log, target, backup=backup)
+    try:
+        stop = _stops_before_fork(cluster, verdict)
+    except (StrongroomError, ValueError):
+        stop = None  # what cannot be read is told below
+    if stop is not None:
+        target = dataclasses.replace(target, stop=stop)
+        verdict = can_restore(cluster.bases, cluster.log, target, backup=backup)
     verdict = dataclasses.replace(verdict, notes=(*cluster.notes, *verdict.notes))
     if not verdict.yes or verdict.around is None or target.kind in {"immediate", "latest"}:
         return Answer(verdict)
@@ -50,7 +57,7 @@ def answer(cluster: Cluster, target: Target, *, backup: str | None = None) -> An
     following: Commit | None = None
     near: list[Commit] = []
     try:
-        for commit in _around(cluster, timeline, number):
+        for commit in _around(cluster, timeline, number, partial=verdict.partial):
             near.append(commit)
             if commit.aborted:
                 continue
@@ -126,7 +133,9 @@ def _is_in(commit: Commit, target: Target, position: int | str | None) -> bool:
     )
 
 
-def _around(cluster: Cluster, timeline: int, number: int) -> Iterator[Commit]:
+def _around(
+    cluster: Cluster, timeline: int, number: int, *, partial: bool = False
+) -> Iterator[Commit]:
     """The ends of transactions in the segment where recovery stops, and those around it."""
     way = path_to(cluster.log, timeline)
     found = []
@@ -134,11 +143,42 @@ def _around(cluster: Cluster, timeline: int, number: int) -> Iterator[Commit]:
         if way.there(each):
             name = SegmentName(way.timeline_of(each), each, cluster.log.segment_size)
             found.append((name, cluster.store.get(cluster.system_id, str(name))))
+        elif partial and each == number:
+            name = SegmentName(timeline, each, cluster.log.segment_size)
+            found.append((name, cluster.store.get(cluster.system_id, f"{name}.partial")))
         elif each < number:
             found.clear()
         else:
             break
     return commits(found, aborts=True)
+
+
+def _stops_before_fork(cluster: Cluster, verdict: Verdict) -> int | None:
+    """Where the record begins that recovery to a time or a position stops at, if a timeline is left
+    behind it in the same segment; None everywhere else."""
+    target, size = verdict.target, cluster.log.segment_size
+    if not verdict.yes or verdict.timeline is None or verdict.around is None:
+        return None
+    way, number = path_to(cluster.log, verdict.timeline), verdict.around[1]
+    # A position at a segment's end is met by the first record of the next one.
+    at = (number, number + 1) if target.kind == "lsn" else (number,)
+    forks = [begins for _, begins in way.pieces[1:] if begins // size in at]
+    if not forks or target.kind not in {"time", "lsn"}:
+        return None
+    if target.kind == "time":
+        for commit in _around(cluster, verdict.around[0], number):
+            if not _is_in(commit, target, None):
+                return commit.lsn_start if commit.lsn_start < forks[-1] else None
+        return None
+    for fork in forks:
+        name = SegmentName(way.timeline_of(fork // size), fork // size, size)
+        # Without the 8 bytes before the fork, which are not all padding, the last record there is not
+        # whole: it begins where the log then ends.
+        cut = memoryview(_get(cluster, name))[: fork - 8 - name.start]
+        last = scan_segment(cut, name)[0].last
+        if last is not None and target.lsn is not None and target.lsn <= last:
+            return max(last, target.lsn)
+    return None
 
 
 def _find_transaction(cluster: Cluster, target: Target) -> Target:

@@ -119,7 +119,7 @@ def _held(timeline: Timeline, size: int) -> Held:
         segments,
         timeline.history,
         tuple(RecordedGap(gap.start, gap.end, gap.reason) for gap in timeline.gaps),
-        frozenset(SegmentName.parse(file.name, size).number for file in timeline.partials),
+        {SegmentName.parse(file.name, size).number: file.facts for file in timeline.partials},
     )
 
 
