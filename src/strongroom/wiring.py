@@ -845,6 +845,22 @@ def fetch_command(
     return command(words)
 
 
+def primary_conninfo(dsn: str) -> str:
+    """What a standby is told of its primary; UsageError when a secret is in it, which would lie in
+    postgresql.auto.conf for every backup to keep."""
+    from psycopg.conninfo import make_conninfo  # noqa: PLC0415
+
+    from strongroom.postgres.server import Conninfo  # noqa: PLC0415
+
+    parsed = Conninfo.parse(dsn)
+    if parsed.secrets:
+        raise UsageError(
+            f"--primary holds a {next(iter(parsed.secrets))}.",
+            do="Leave it out, and put it into ~/.pgpass of the standby's account.",
+        )
+    return make_conninfo(**parsed.parameters)
+
+
 def clients(table: SourceTable | None) -> Clients:
     """The client programs that a source uses."""
     from strongroom.postgres.clients import Clients  # noqa: PLC0415

@@ -6,9 +6,9 @@ import dataclasses
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from strongroom.errors import NotFound, ObjectMissing, StrongroomError
+from strongroom.errors import Damaged, NotFound, ObjectMissing, StrongroomError
 from strongroom.format.wal import SegmentName
-from strongroom.operations.points import Cluster
+from strongroom.operations.points import Cluster, without
 from strongroom.postgres.wal.records import Commit, commits, scan_segment
 from strongroom.rules.recovery import (
     Target,
@@ -37,7 +37,15 @@ class Answer:
 
 
 def answer(cluster: Cluster, target: Target, *, backup: str | None = None) -> Answer:
-    """Can it be recovered?"""
+    """Can it be recovered? A segment that is read for the answer and is damaged counts as missing."""
+    while True:
+        try:
+            return _answer(cluster, target, backup)
+        except _Unusable as found:
+            cluster = without(cluster, found.name, found.fault.what.rstrip("."))
+
+
+def _answer(cluster: Cluster, target: Target, backup: str | None) -> Answer:
     if target.kind == "xid" and target.lsn is None:
         target = _find_transaction(cluster, target)
     verdict = can_restore(cluster.bases, cluster.log, target, backup=backup)
@@ -71,6 +79,14 @@ def answer(cluster: Cluster, target: Target, *, backup: str | None = None) -> An
     large = [one for one in near if one.bytes >= 1 << 20]
     large.sort(key=lambda one: -one.bytes)
     return Answer(verdict, last, following, large[:3])
+
+
+class _Unusable(Exception):
+    """A segment that recovery would want is damaged."""
+
+    def __init__(self, name: SegmentName, fault: Damaged) -> None:
+        super().__init__(str(name))
+        self.name, self.fault = name, fault
 
 
 def require(answered: Answer, cluster: Cluster) -> Verdict:
@@ -142,7 +158,7 @@ def _around(
     for each in range(max(0, number - _NEAR), number + 2):
         if way.there(each):
             name = SegmentName(way.timeline_of(each), each, cluster.log.segment_size)
-            found.append((name, cluster.store.get(cluster.system_id, str(name))))
+            found.append((name, _get(cluster, name)))
         elif partial and each == number:
             name = SegmentName(timeline, each, cluster.log.segment_size)
             found.append((name, cluster.store.get(cluster.system_id, f"{name}.partial")))
@@ -207,6 +223,8 @@ def _get(cluster: Cluster, name: SegmentName) -> bytes:
         return cluster.store.get(cluster.system_id, str(name))
     except ObjectMissing:
         raise NotFound(f"The WAL segment {name} went away while it was looked for.") from None
+    except Damaged as fault:
+        raise _Unusable(name, fault) from None
 
 
 __all__ = ["Answer", "answer", "nearest_text", "require", "target_text"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -13,6 +14,8 @@ from strongroom.repository.catalogue import Snapshot
 from strongroom.repository.repository import Repository
 from strongroom.repository.wal import Timeline, WalListing, WalStore
 from strongroom.rules.recovery import Base, Held, Log, Points, RecordedGap, points
+
+_SEGMENT_NAME, _DIGITS = 24, frozenset("0123456789ABCDEF")
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,10 +109,33 @@ def _base(name: str, facts: PhysicalFacts, snapshot: Snapshot) -> Base:
 
 
 def _log(listing: WalListing, size: int) -> Log:
-    return Log(size, {number: _held(one, size) for number, one in listing.timelines.items()})
+    damaged = [
+        (SegmentName.parse(name, size), fault.what.rstrip("."))
+        for place, fault in listing.unread.items()
+        if len(name := place.rpartition("/")[2]) == _SEGMENT_NAME and not set(name) - _DIGITS
+    ]
+    return Log(
+        size,
+        {
+            number: _held(
+                one, size, [(name, why) for name, why in damaged if name.timeline == number]
+            )
+            for number, one in listing.timelines.items()
+        },
+    )
 
 
-def _held(timeline: Timeline, size: int) -> Held:
+def without(cluster: Cluster, name: SegmentName, why: str) -> Cluster:
+    """The cluster as it is to be recovered when a segment turns out not to be what it should be."""
+    held = cluster.log.timelines[name.timeline]
+    segments = {number: facts for number, facts in held.segments.items() if number != name.number}
+    gaps = (*held.gaps, RecordedGap(name.start, name.end, why))
+    made = dataclasses.replace(held, segments=segments, gaps=gaps)
+    log = Log(cluster.log.segment_size, {**cluster.log.timelines, name.timeline: made})
+    return dataclasses.replace(cluster, log=log)
+
+
+def _held(timeline: Timeline, size: int, damaged: Sequence[tuple[SegmentName, str]]) -> Held:
     segments = {
         SegmentName.parse(file.name, size).number: file.facts
         for file in timeline.segments
@@ -118,9 +144,12 @@ def _held(timeline: Timeline, size: int) -> Held:
     return Held(
         segments,
         timeline.history,
-        tuple(RecordedGap(gap.start, gap.end, gap.reason) for gap in timeline.gaps),
+        (
+            *(RecordedGap(name.start, name.end, why) for name, why in damaged),
+            *(RecordedGap(gap.start, gap.end, gap.reason) for gap in timeline.gaps),
+        ),
         {SegmentName.parse(file.name, size).number: file.facts for file in timeline.partials},
     )
 
 
-__all__ = ["Cluster", "all_points", "is_cluster", "look"]
+__all__ = ["Cluster", "all_points", "is_cluster", "look", "without"]

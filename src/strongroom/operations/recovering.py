@@ -24,6 +24,7 @@ def recovery_of(
     *,
     restore_command: str | None = None,
     standby: bool = False,
+    primary: str = "",
     action: Action = "promote",
 ) -> Recovery:
     """What a server is told so that it recovers as a verdict says."""
@@ -35,10 +36,12 @@ def recovery_of(
         xid=target.xid if target.kind == "xid" else None,
         name=target.name if target.kind == "name" else None,
         immediate=target.kind == "immediate" and not standby,
-        timeline=verdict.timeline,
+        # A standby follows its primary to whatever timeline a failover begins, unless it is told one.
+        timeline=target.timeline if standby else verdict.timeline,
         exclusive=target.exclusive,
         action=action,
         standby=standby,
+        primary=primary,
     )
 
 

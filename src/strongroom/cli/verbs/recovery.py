@@ -78,8 +78,13 @@ class ClusterFlags:
     delta: Annotated[bool, Parameter(group=_CLUSTERS)] = False
     """Into a data directory that is there: only what differs is fetched, what the backup does not
     name is removed."""
-    action: Annotated[Literal["promote", "pause"], Parameter(group=_CLUSTERS)] = "promote"
-    """What the server does at the point: open for writing, or wait to be looked at."""
+    action: Annotated[Literal["promote", "pause", "shutdown"], Parameter(group=_CLUSTERS)] = (
+        "promote"
+    )
+    """What the server does at the point: open for writing, wait to be looked at, or stop."""
+    primary: Annotated[str | None, Parameter(group=_CLUSTERS)] = None
+    """With --as standby: the server to stream from too, as "host=… port=… user=…"; its password goes
+    into the standby's ~/.pgpass."""
 
     def given(self) -> list[str]:
         """The flags that were given."""
@@ -88,6 +93,7 @@ class ClusterFlags:
             "--tablespace": self.tablespace,
             "--delta": self.delta,
             "--action": self.action != "promote",
+            "--primary": self.primary,
         }
         return [name for name, value in names.items() if value]
 
@@ -342,6 +348,9 @@ def restore_cluster(desk: Desk, repository: Repository, wanted: Wanted) -> int:
         raise UsageError(
             "A standby has no point to stop at.", do="Leave --as standby or the point out."
         )
+    if standby and wanted.cluster.action != "promote":
+        raise UsageError("A standby does not come to a point.", do="Leave --action out.")
+    primary = _primary(wanted.cluster.primary, standby=standby)
     cluster = look(repository, wanted.source)
     backup = _backup(repository, wanted.source, wanted.backup)
     found = answer(cluster, target, backup=backup)
@@ -354,6 +363,7 @@ def restore_cluster(desk: Desk, repository: Repository, wanted: Wanted) -> int:
             verdict,
             restore_command=_fetch_command(desk, verdict, standby=standby),
             standby=standby,
+            primary=primary,
             action=wanted.cluster.action,
         ),
         delta=wanted.cluster.delta,
@@ -391,6 +401,15 @@ def restore_cluster(desk: Desk, repository: Repository, wanted: Wanted) -> int:
     return _tell(desk, wanted, snapshot, outcome, seconds, _answer_body(cluster, found, None))
 
 
+def _primary(conninfo: str | None, *, standby: bool) -> str:
+    """The conninfo of the server that a standby streams from."""
+    if conninfo is None:
+        return ""
+    if not standby:
+        raise UsageError("--primary goes with --as standby.", do="Say both, or neither.")
+    return wiring.primary_conninfo(conninfo)
+
+
 def _fetch_command(desk: Desk, verdict: Verdict, *, standby: bool) -> str:
     from strongroom.operations.recovering import wants_partial  # noqa: PLC0415
 
@@ -420,7 +439,9 @@ def _tell(
         f"{show_text(wanted.source)}: restored {outcome.files:,} files,"
         f" {show_size(outcome.size)} in {show_seconds(seconds)} ({rate}/s)"
     )
-    desk.output.lines(describe(outcome.facts))
+    told = {key: value for key, value in outcome.facts.items() if value or key != "tablespaces"}
+    told |= {key: show_size(outcome.facts[key]) for key in ("fetched", "kept")}
+    desk.output.lines(describe(told))
     desk.output.line(
         f"  start it as its owner: pg_ctl -D {outcome.facts['target']} start; it fetches the log by"
         " `strongroom wal fetch`, which needs the key of the repository in its environment, or"

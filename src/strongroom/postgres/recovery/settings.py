@@ -64,7 +64,8 @@ class Recovery:
     """How a restored cluster recovers.
 
     At most one of `time`, `lsn`, `xid`, `name`, `immediate`; with none of them to the end of the
-    log. `timeline` None is the backup's own. A `standby` recovers for ever, on the newest timeline.
+    log. `timeline` None is the backup's own. A `standby` recovers for ever, on the newest timeline, and
+    streams from the `primary` (a conninfo) if it has one.
     `restore_command` None leaves it without one: only what is in pg_wal.
     """
 
@@ -78,6 +79,7 @@ class Recovery:
     exclusive: bool = False
     action: Action = "promote"
     standby: bool = False
+    primary: str = ""
 
     @property
     def signal(self) -> bytes:
@@ -112,10 +114,12 @@ class Recovery:
             ("archive_cleanup_command", ""),
             ("recovery_end_command", ""),
             ("recovery_min_apply_delay", "0"),
-            ("primary_conninfo", ""),
+            ("primary_conninfo", self.primary if self.standby else ""),
             ("primary_slot_name", ""),
             ("archive_mode", "off"),
         ]
+        if self.standby or self.action == "pause":  # to be looked at, whatever the original was
+            rows.append(("hot_standby", "on"))
         return rows
 
 
