@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from strongroom.errors import Damaged, NotFound, ObjectMissing, StrongroomError
 from strongroom.format.wal import SegmentName
 from strongroom.operations.points import Cluster, without
+from strongroom.postgres.recovery.sink import free_at
 from strongroom.postgres.wal.records import Commit, commits, scan_segment
 from strongroom.rules.recovery import (
     Target,
@@ -21,6 +22,7 @@ from strongroom.rules.recovery import (
     position_on,
     show,
 )
+from strongroom.rules.sizes import show_size
 
 _NEAR = 3
 
@@ -87,6 +89,17 @@ class _Unusable(Exception):
     def __init__(self, name: SegmentName, fault: Damaged) -> None:
         super().__init__(str(name))
         self.name, self.fault = name, fault
+
+
+def room_for(answered: Answer, path: bytes) -> tuple[Answer, int]:
+    """The answer when the cluster is to go to a directory, and the free bytes there."""
+    verdict, free = answered.verdict, free_at(path)
+    size = verdict.base.size if verdict.base is not None else 0
+    if size <= free:
+        return answered, free
+    why = f"there is room for {show_size(free)} where it is to go, and it has {show_size(size)}"
+    refused = dataclasses.replace(verdict, yes=False, reasons=(why,), gap=None)
+    return Answer(refused), free
 
 
 def require(answered: Answer, cluster: Cluster) -> Verdict:
@@ -227,4 +240,4 @@ def _get(cluster: Cluster, name: SegmentName) -> bytes:
         raise _Unusable(name, fault) from None
 
 
-__all__ = ["Answer", "answer", "nearest_text", "require", "target_text"]
+__all__ = ["Answer", "answer", "nearest_text", "require", "room_for", "target_text"]

@@ -211,6 +211,7 @@ def can_restore(
     *,
     at: str | None = None,
     backup: Annotated[str | None, Parameter(alias="-b")] = None,
+    to: str | None = None,
     target: TargetFlags = NO_TARGET,
     everywhere: Everywhere = _DEFAULT,
 ) -> int:
@@ -224,8 +225,15 @@ def can_restore(
         To this time: 2026-11-23T02:13:05Z, 02:13, "20 minutes ago". Without any point: the newest.
     backup
         Beginning with this backup: the beginning of its id.
+    to
+        Into this directory: is there room for it?
     """
-    from strongroom.operations.can_restore import answer, nearest_text, target_text  # noqa: PLC0415
+    from strongroom.operations.can_restore import (  # noqa: PLC0415
+        answer,
+        nearest_text,
+        room_for,
+        target_text,
+    )
     from strongroom.operations.points import look  # noqa: PLC0415
 
     desk = Desk(everywhere)
@@ -234,9 +242,15 @@ def can_restore(
         cluster = look(repository, source)
         base = _backup(repository, source, backup)
         found = answer(cluster, wanted, backup=base)
+        free = None
+        if to is not None and found.verdict.yes:
+            found, free = room_for(found, os.fsencode(to))
     verdict = found.verdict
     seconds = expected(desk, source, _weight(cluster, verdict)) if verdict.yes else None
-    desk.output.document("can-restore", _answer_body(cluster, found, seconds))
+    body = _answer_body(cluster, found, seconds)
+    if free is not None and verdict.base is not None:
+        body["space"] = {"to": to, "needed": verdict.base.size, "free": free}
+    desk.output.document("can-restore", body)
     desk.output.line(f"{'YES' if verdict.yes else 'NO'}: {show_text(target_text(wanted))}")
     desk.output.lines(f"  {show_text(reason)}" for reason in verdict.reasons)
     if verdict.gap is not None:
@@ -246,6 +260,10 @@ def can_restore(
     if verdict.yes:
         desk.output.lines(_around_lines(found))
         desk.output.line(f"  to fetch: {show_size(_weight(cluster, verdict))}")
+        if free is not None and verdict.base is not None:
+            desk.output.line(
+                f"  space: {show_size(verdict.base.size)} of {show_size(free)} free there"
+            )
         measured = "no restore was measured yet" if seconds is None else show_seconds(seconds)
         desk.output.line(f"  expected time: {measured}")
     elif wanted.kind == "time":

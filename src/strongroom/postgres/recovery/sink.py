@@ -25,7 +25,7 @@ from strongroom.format.tree import Entry, Kind
 from strongroom.kernel import sync_file_system
 from strongroom.postgres.physical.control import FILE_SIZE, ControlFile, as_labelled
 from strongroom.postgres.physical.crc import crc32c
-from strongroom.postgres.physical.facts import CONFIG, PhysicalFacts, Tablespace
+from strongroom.postgres.physical.facts import CONFIG, TABLESPACES, PhysicalFacts, Tablespace
 from strongroom.postgres.physical.label import Label
 from strongroom.postgres.physical.manifest import File, Manifest
 from strongroom.postgres.recovery.settings import (
@@ -107,13 +107,9 @@ class PhysicalSink:
         exists, old = self._look_at(self._target, facts)
         spaces = self._locations(facts)
         size = sum(facts.size_by_kind.values()) or _size(snapshot)
-        room = os.statvfs(_nearest(self._target))
-        free = room.f_bavail * room.f_frsize
-        if not old and size > free:
-            raise Refused(
-                f"The backup has {size:,} bytes; {shown(self._target)!r} has room for {free:,}.",
-                do="Choose another place, or map tablespaces to other disks with --tablespace.",
-            )
+        free = free_at(self._target)
+        if not old:
+            self._check_room(snapshot, spaces, size)
         return {
             "target": shown(self._target),
             "exists": exists,
@@ -127,6 +123,25 @@ class PhysicalSink:
             "server_version": facts.server.get("version"),
             "starts_at": facts.backup_label.split(b"\n", 1)[0].decode("ascii", "replace"),
         }
+
+    def _check_room(self, snapshot: SnapshotReader, spaces: Mapping[str, bytes], size: int) -> None:
+        """Does what goes to each file system fit there?"""
+        wanted = {self._target: size}
+        for oid, path in spaces.items():
+            prefix = TABLESPACES + b"/" + oid.encode()
+            wanted[path] = sum(entry.size for entry in snapshot.entries(prefix))
+            wanted[self._target] -= wanted[path]
+        devices: dict[int, list[bytes]] = {}
+        for path in wanted:
+            devices.setdefault(os.stat(_nearest(path)).st_dev, []).append(path)
+        for paths in devices.values():
+            needed, free = sum(wanted[path] for path in paths), free_at(paths[0])
+            if needed > free:
+                names = " and ".join(repr(shown(path)) for path in paths)
+                raise Refused(
+                    f"The backup has {needed:,} bytes for {names}; there is room for {free:,}.",
+                    do="Choose another place, or map tablespaces to other disks with --tablespace.",
+                )
 
     def _look_at(self, path: bytes, facts: PhysicalFacts) -> tuple[bool, bool]:
         """Return whether the target exists, and whether something is in it (trap 53)."""
@@ -695,10 +710,16 @@ def _lives(path: bytes) -> bool:
     return True
 
 
+def free_at(path: bytes) -> int:
+    """Free bytes where a path is or would be."""
+    room = os.statvfs(_nearest(os.path.abspath(path)))
+    return room.f_bavail * room.f_frsize
+
+
 def _nearest(path: bytes) -> bytes:
     while not os.path.lexists(path):
         path = os.path.dirname(path)
     return path
 
 
-__all__ = ["MARKER", "PhysicalSink", "facts_of"]
+__all__ = ["MARKER", "PhysicalSink", "facts_of", "free_at"]
