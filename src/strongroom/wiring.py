@@ -185,15 +185,21 @@ def make_source(
     environ: Mapping[str, str],
     jobs: int | None,
     configuration: Configuration | None = None,
+    accept_system: bool = False,
 ) -> Source:
-    """The source that a table describes; without a repository it keeps no change cache."""
+    """The source that a table describes; without a repository it keeps no change cache.
+
+    `accept_system`: of a cluster that has become another system, its WAL is that one's from now on.
+    """
     if isinstance(table, FilesTable) and is_remote(table.path):
         program = rclone(configuration or Configuration(), environ, jobs=jobs)
         return _remote_source(name, table, repository, cache_dir, program)
     if isinstance(table, FilesTable):
         return _file_source(name, table, repository, cache_dir)
     if table.method == "physical":
-        return _cluster_source(name, table, repository, cache_dir, environ, jobs)
+        return _cluster_source(
+            name, table, repository, cache_dir, environ, jobs, accept_system=accept_system
+        )
     return _database_source(name, table, environ, jobs)
 
 
@@ -282,12 +288,17 @@ def _cluster_source(
     cache_dir: str | None,
     environ: Mapping[str, str],
     jobs: int | None,
+    *,
+    accept_system: bool = False,
 ) -> LocalSource | StreamSource:
     from strongroom.postgres.physical.local import LocalSource, is_local  # noqa: PLC0415
     from strongroom.postgres.wal.copies import CopiedWal  # noqa: PLC0415
     from strongroom.repository.wal import WalStore  # noqa: PLC0415
 
     password = _text(table.password, environ)
+    archive = None
+    if repository is not None:
+        archive = CopiedWal(WalStore(repository), name, accept_system=accept_system)
     here = table.via == "local" or (
         table.via is None
         and is_local(table.dsn, password=password, data_directory=table.data_directory)
@@ -301,7 +312,7 @@ def _cluster_source(
             password=password,
             external=table.external,
             jobs=jobs or table.jobs,
-            archive=None if repository is None else CopiedWal(WalStore(repository), name),
+            archive=archive,
         )
     folder = None
     if repository is not None and cache_dir is not None:
@@ -316,7 +327,7 @@ def _cluster_source(
         jobs=jobs or table.jobs,
         cache_dir=None if folder is None else os.fsencode(folder),
         repository="" if repository is None else repository.identity.id.hex(),
-        archive=None if repository is None else CopiedWal(WalStore(repository), name),
+        archive=archive,
     )
 
 

@@ -14,9 +14,10 @@ from typing import Any
 
 import pytest
 
-from postgres.cluster_room import ClusterRoom, cluster_room
+from postgres.cluster_room import SETTINGS, ClusterRoom, cluster_room
 from postgres.wal.room import until
 from strongroom.errors import DatabaseUnreachable
+from strongroom.postgres.embedded import EmbeddedServer
 
 pytestmark = pytest.mark.xdist_group("cluster")  # one worker: one cluster for all of it
 sweep = pytest.mark.sweep
@@ -305,3 +306,33 @@ def test_a_repository_that_is_full(life: Life) -> None:
         cluster.run("backup", "db", *where)
         assert len(cluster.json("list", *where)["snapshots"]) == 1
         assert cluster.json("can-restore", "db", "--immediate", *where)["yes"]
+
+
+# -- another system under the same name --------------------------------------------------------
+
+
+def test_a_source_that_becomes_another_system(life: Life) -> None:
+    """After pg_upgrade, or an initdb: refused until somebody says so; the old one stays in reach."""
+    cluster = life.cluster
+    mine = cluster.room.config.read_text()
+    with EmbeddedServer(cluster.server.installation, durable=False, settings=SETTINGS) as other:
+        other_config = mine.replace(cluster.server.socket_directory, other.socket_directory)
+        with other.connect() as connection:
+            connection.execute(f"ALTER ROLE postgres PASSWORD '{cluster.server._password}'")
+        cluster.room.config.write_text(other_config)
+        try:
+            for source in ("db", "far"):
+                assert f"strongroom backup {source} --accept-system" in cluster.run(
+                    "backup", source, status=4
+                )
+            cluster.run("backup", "far", "--accept-system")
+            cluster.run("backup", "far")
+            points = cluster.json("points", "far")
+            assert "was another system too" in points["notes"][0]
+            assert cluster.json("can-restore", "far", "--immediate")["yes"]
+        finally:
+            cluster.room.config.write_text(mine)
+    before = min(
+        (one for one in cluster.snapshots() if one["source"] == "far"), key=lambda one: one["time"]
+    )["id"]
+    assert cluster.json("can-restore", "far", "--backup", before)["backup"] == before

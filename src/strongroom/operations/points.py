@@ -47,8 +47,9 @@ def is_cluster(repository: Repository, source: str) -> bool:
     return newest.kind == "postgres" and is_physical(repository.open_snapshot(newest).facts)
 
 
-def look(repository: Repository, source: str) -> Cluster:
-    """Gather what there is of a source's newest system; NotFound without a physical backup."""
+def look(repository: Repository, source: str, *, backup: str | None = None) -> Cluster:
+    """Gather what there is of the system that a backup is of, the newest of the source without one;
+    NotFound without a physical backup."""
     facts: dict[str, PhysicalFacts] = {}
     snapshots: dict[str, Snapshot] = {}
     notes: list[str] = []
@@ -70,12 +71,13 @@ def look(repository: Repository, source: str) -> Cluster:
             ' set method = "physical", archive its WAL (docs/how-to/archive-wal.md) and back it up.',
         )
     newest = max(facts, key=lambda one: (snapshots[one].time, one))
-    system_id = facts[newest].system_id
-    others = {one.system_id for one in facts.values()} - {system_id}
-    if others:
+    system_id = facts[backup if backup in facts else newest].system_id
+    for other in sorted({one.system_id for one in facts.values()} - {system_id}):
+        mine = [one for one in facts if facts[one].system_id == other]
+        last = max(mine, key=lambda one: (snapshots[one].time, one))
         notes.append(
-            f"{source} was another system before ({', '.join(map(str, sorted(others)))}); its"
-            " backups are not looked at"
+            f"{source} was another system too, {other}; its last backup is of"
+            f" {facts[last].stop_time:%Y-%m-%dT%H:%M:%SZ}: --backup {last[:12]} looks at that one"
         )
     facts = {name: one for name, one in facts.items() if one.system_id == system_id}
     store = WalStore(repository)
@@ -85,7 +87,7 @@ def look(repository: Repository, source: str) -> Cluster:
             f"{len(listing.unread)} objects of the log could not be read:"
             f" {next(iter(listing.unread.values())).what}"
         )
-    size = facts[newest].wal_segment_size
+    size = next(iter(facts.values())).wal_segment_size
     bases = [_base(name, one, snapshots[name]) for name, one in facts.items()]
     return Cluster(
         source, system_id, store, bases, _log(listing, size), snapshots, facts, tuple(notes)

@@ -239,8 +239,8 @@ def can_restore(
     desk = Desk(everywhere)
     wanted = target_of(desk, target, at, backup=backup)
     with desk.repository() as repository:
-        cluster = look(repository, source)
         base = _backup(repository, source, backup)
+        cluster = look(repository, source, backup=base)
         found = answer(cluster, wanted, backup=base)
         free = None
         if to is not None and found.verdict.yes:
@@ -369,8 +369,8 @@ def restore_cluster(desk: Desk, repository: Repository, wanted: Wanted) -> int:
     if standby and wanted.cluster.action != "promote":
         raise UsageError("A standby does not come to a point.", do="Leave --action out.")
     primary = _primary(wanted.cluster.primary, standby=standby)
-    cluster = look(repository, wanted.source)
     backup = _backup(repository, wanted.source, wanted.backup)
+    cluster = look(repository, wanted.source, backup=backup)
     found = answer(cluster, target, backup=backup)
     verdict = require(found, cluster)
     assert verdict.base is not None
@@ -540,9 +540,10 @@ def table(
     at = where.point if where.point and not is_id else None
     backup = where.point if is_id else None
     with desk.repository() as repository:
-        cluster = look(repository, where.source)
+        base = _backup(repository, where.source, backup)
+        cluster = look(repository, where.source, backup=base)
         target = target_of(desk, NO_TARGET, at, backup=backup)
-        found = answer(cluster, target, backup=_backup(repository, where.source, backup))
+        found = answer(cluster, target, backup=base)
         verdict = require(found, cluster)
         configured = desk.configuration.source.get(where.source)
         with listening(desk.output) as progress:
