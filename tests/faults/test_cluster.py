@@ -315,6 +315,7 @@ def test_a_source_that_becomes_another_system(life: Life) -> None:
     """After pg_upgrade, or an initdb: refused until somebody says so; the old one stays in reach."""
     cluster = life.cluster
     mine = cluster.room.config.read_text()
+    cluster.run("backup", "far")
     with EmbeddedServer(cluster.server.installation, durable=False, settings=SETTINGS) as other:
         other_config = mine.replace(cluster.server.socket_directory, other.socket_directory)
         with other.connect() as connection:
