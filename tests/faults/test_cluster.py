@@ -337,3 +337,18 @@ def test_a_source_that_becomes_another_system(life: Life) -> None:
         (one for one in cluster.snapshots() if one["source"] == "far"), key=lambda one: one["time"]
     )["id"]
     assert cluster.json("can-restore", "far", "--backup", before)["backup"] == before
+
+
+@sweep
+def test_p58_a_restore_that_is_killed_goes_on(life: Life) -> None:
+    cluster, target = life.cluster, life.cluster.folder("killed")
+    words = ("restore", "db", "--to", str(target), "--config", str(cluster.room.config))
+    process = cluster.room.start(*words, env=cluster.environ)
+    until((target / "strongroom.restoring").exists)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    assert process.returncode == -signal.SIGKILL
+    assert not (target / "global/pg_control").exists()
+    assert "did not come to its end" in cluster.run(*words[:4], status=4)
+    cluster.run(*words[:4], "--delta")
+    assert life.shown(target) == list(range(1, 10))

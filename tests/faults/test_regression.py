@@ -77,7 +77,7 @@ def emptied(cluster: ClusterRoom) -> None:
                 " AND relkind = 'r'"
             ).fetchall()
             for (table,) in tables:
-                connection.execute(f"TRUNCATE {table}".encode())
+                connection.execute(f"TRUNCATE {table} RESTART IDENTITY".encode())
 
 
 def whole(cluster: ClusterRoom, sources: tuple[str, ...]) -> None:
