@@ -326,8 +326,17 @@ def test_points_on_every_timeline() -> None:
 
 @st.composite
 def histories(draw: st.DrawFn) -> tuple[list[Base], Log, dict[int, list[float]]]:
-    """A log of one timeline with holes, the minutes of its transactions by segment, backups."""
-    ends = {n: sorted(draw(st.lists(st.floats(n, n + 0.9), max_size=3))) for n in range(1, 12)}
+    """A log of one timeline with holes, the minutes of its transactions by segment, backups; the
+    clock may have been set back once."""
+    turn, back = draw(st.integers(1, 12)), draw(st.sampled_from([0, 0, 1.5, 4]))
+
+    def clock(number: int) -> float:
+        return number - back if number >= turn else number
+
+    ends = {
+        n: sorted(draw(st.lists(st.floats(clock(n), clock(n) + 0.9), max_size=3)))
+        for n in range(1, 12)
+    }
     lost = draw(st.sets(st.integers(1, 11), max_size=3))
     held = {
         n: segment(times[0], times[-1]) if times else segment()
@@ -337,7 +346,7 @@ def histories(draw: st.DrawFn) -> tuple[list[Base], Log, dict[int, list[float]]]
     bases = []
     for number, start in enumerate(draw(st.lists(st.integers(1, 11), max_size=4))):
         stop = draw(st.integers(start, min(11, start + 2)))
-        bases.append(Base(f"b{number}", 1, start * SIZE, stop * SIZE + 8, at(stop + 0.95)))
+        bases.append(Base(f"b{number}", 1, start * SIZE, stop * SIZE + 8, at(clock(stop) + 0.95)))
     return bases, Log(SIZE, {1: Held(held)}), {n: t for n, t in ends.items() if n not in lost}
 
 

@@ -621,6 +621,13 @@ def _stops(way: _Path, base: Base, last: int, target: Target, position: int | No
         return max(position - (0 if at_end else 1), 0) // size
     assert target.time is not None
     unknown = 0
+    for number in range(base.start // size, base.stop // size):
+        facts = way.facts(number)
+        if facts is not None and facts.last_end is not None and facts.last_end > target.time:
+            return (
+                f"PostgreSQL would stop before its end: a transaction in it ended at"
+                f" {show(facts.last_end)}, and the clock was set back since"
+            )
     for number in range(base.stop // size, last + 1):
         facts = way.facts(number)
         if facts is None:
