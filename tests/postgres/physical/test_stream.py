@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
+import signal
 from pathlib import Path
 
 import pytest
 
 from postgres.physical.streams import StreamRoom
 from postgres.physical.test_standby import caught_up
-from postgres.physical.tools import ROWS, At, Restored, cluster, content, entries, run
+from postgres.physical.tools import ROWS, At, Restored, Room, cluster, content, entries, run
 from strongroom.errors import DatabaseUnreachable, KeyRefused, Refused, StrongroomError
 from strongroom.operations.back_up import Report
 from strongroom.postgres.embedded import EmbeddedServer, service_account
@@ -295,3 +296,38 @@ def test_a_file_that_the_server_cannot_send_is_not_called_a_lacking_right(
         for path in (closed, long):
             path.is_dir() and path.rmdir()
             path.unlink(missing_ok=True)
+
+
+@pytest.mark.sweep
+def test_p7_a_promotion_in_the_middle_ends_a_streamed_backup(
+    cluster16: EmbeddedServer, folder: Path
+) -> None:
+    base = Room(cluster16, folder / "base")
+    report, _ = base.take()
+    with Restored(cluster16, base.reader(report), base.archive, standby=True) as standby:
+        caught_up(cluster16, standby)
+        room = StreamRoom(standby, folder / "standby")
+        promote = At("receiving files", lambda: run(standby, "SELECT pg_promote(true, 30)"))
+        with pytest.raises(StrongroomError) as caught:
+            room.take(room.source(patience=0.1), progress=promote)
+        assert promote.done, caught.value
+        assert list(room.repository.catalogue.snapshots()) == []
+        _, facts = room.take()
+        assert facts.timeline == 2
+
+
+@pytest.mark.sweep
+def test_p3_a_walsender_that_is_killed_takes_the_backup_with_it(folder: Path) -> None:
+    with cluster(16) as pg:
+        room = StreamRoom(pg, folder)
+
+        def kill() -> None:
+            (pid,) = run(pg, "SELECT pid FROM pg_stat_replication")
+            os.kill(pid, signal.SIGKILL)
+
+        with pytest.raises(DatabaseUnreachable):
+            room.take(progress=At("receiving files", kill))
+        assert list(room.repository.catalogue.snapshots()) == []
+        pg.start()
+        report, _ = room.take()
+        assert not report.problems
