@@ -189,15 +189,21 @@ def make_source(
     environ: Mapping[str, str],
     jobs: int | None,
     configuration: Configuration | None = None,
+    accept_system: bool = False,
 ) -> Source:
-    """The source that a table describes; without a repository it keeps no change cache."""
+    """The source that a table describes; without a repository it keeps no change cache.
+
+    `accept_system`: of a cluster that has become another system, its WAL is that one's from now on.
+    """
     if isinstance(table, FilesTable) and is_remote(table.path):
         program = rclone(configuration or Configuration(), environ, jobs=jobs)
         return _remote_source(name, table, repository, cache_dir, program)
     if isinstance(table, FilesTable):
         return _file_source(name, table, repository, cache_dir)
     if table.method == "physical":
-        return _cluster_source(name, table, repository, cache_dir, environ, jobs)
+        return _cluster_source(
+            name, table, repository, cache_dir, environ, jobs, accept_system=accept_system
+        )
     return _database_source(name, table, environ, jobs)
 
 
@@ -286,12 +292,17 @@ def _cluster_source(
     cache_dir: str | None,
     environ: Mapping[str, str],
     jobs: int | None,
+    *,
+    accept_system: bool = False,
 ) -> LocalSource | StreamSource:
     from strongroom.postgres.physical.local import LocalSource, is_local  # noqa: PLC0415
     from strongroom.postgres.wal.copies import CopiedWal  # noqa: PLC0415
     from strongroom.repository.wal import WalStore  # noqa: PLC0415
 
     password = _text(table.password, environ)
+    archive = None
+    if repository is not None:
+        archive = CopiedWal(WalStore(repository), name, accept_system=accept_system)
     here = table.via == "local" or (
         table.via is None
         and is_local(table.dsn, password=password, data_directory=table.data_directory)
@@ -305,7 +316,7 @@ def _cluster_source(
             password=password,
             external=table.external,
             jobs=jobs or table.jobs,
-            archive=None if repository is None else CopiedWal(WalStore(repository), name),
+            archive=archive,
         )
     folder = None
     if repository is not None and cache_dir is not None:
@@ -320,7 +331,7 @@ def _cluster_source(
         jobs=jobs or table.jobs,
         cache_dir=None if folder is None else os.fsencode(folder),
         repository="" if repository is None else repository.identity.id.hex(),
-        archive=None if repository is None else CopiedWal(WalStore(repository), name),
+        archive=archive,
     )
 
 
@@ -848,6 +859,22 @@ def fetch_command(
             words.append(f"{flag}={os.path.abspath(path)}")
     words += ["--standby"] * standby + ["--partial"] * partial
     return command(words)
+
+
+def primary_conninfo(dsn: str) -> str:
+    """What a standby is told of its primary; UsageError when a secret is in it, which would lie in
+    postgresql.auto.conf for every backup to keep."""
+    from psycopg.conninfo import make_conninfo  # noqa: PLC0415
+
+    from strongroom.postgres.server import Conninfo  # noqa: PLC0415
+
+    parsed = Conninfo.parse(dsn)
+    if parsed.secrets:
+        raise UsageError(
+            f"--primary holds a {next(iter(parsed.secrets))}.",
+            do="Leave it out, and put it into ~/.pgpass of the standby's account.",
+        )
+    return make_conninfo(**parsed.parameters)
 
 
 def clients(table: SourceTable | None) -> Clients:

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import os
 import random
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 import pytest
 
-from postgres.ledger import SEGMENT, Ledger, Target, assert_prefix
+from postgres import waldump
+from postgres.ledger import SEGMENT, Ledger, Target, assert_prefix, files_of_log
 from postgres.ledger_room import LedgerRoom
 from postgres.wal.room import WHERE, WalRoom, ready, until
+from postgres.waldump import Line
 from strongroom.errors import NotFound
 from strongroom.format.wal import SegmentName
 from strongroom.postgres.embedded import find_server
+from strongroom.postgres.wal.records import scan_segment
 from strongroom.repository.wal import WalStore
 
 pytestmark = pytest.mark.xdist_group("ledger")
@@ -71,8 +75,6 @@ def recover(life: LedgerRoom, dice: random.Random, count: int) -> None:
     for timeline, share in ((1, count - count // 2), (2, count // 2)):
         books = life.books[timeline]
         for target in life.targets(dice, share, timeline):
-            if timeline > 1 and books.leaves_prepared_before(target, life.forks[timeline]):
-                continue  # see test_a_prepared_transaction_just_before_a_fork
             way = dice.choice([life.recovered, life.opened])
             with way(target) as server:
                 assert_prefix(server.dsn, books, target)
@@ -112,8 +114,9 @@ def test_the_index_of_the_log_knows_every_commit(life16: LedgerRoom) -> None:
             assert facts.whole
 
 
-@pytest.mark.slow
-def test_a_prepared_transaction_just_before_a_fork() -> None:
+@pytest.fixture(scope="module")
+def forked() -> Iterator[tuple[LedgerRoom, list[Line]]]:
+    """A transaction that is prepared, three others, and a timeline that begins after the second."""
     room = WalRoom()
     try:
         room.init()
@@ -124,27 +127,53 @@ def test_a_prepared_transaction_just_before_a_fork() -> None:
                 connection.execute("CREATE TABLE t (a int)")
                 life.back_up(server)
                 connection.execute("BEGIN; INSERT INTO t VALUES (1); PREPARE TRANSACTION 'open'")
-                ends = []
                 for number in (2, 3, 4):
-                    row = connection.execute(
-                        "INSERT INTO t VALUES (%s) RETURNING pg_current_xact_id()::text", (number,)
-                    ).fetchone()
-                    assert row
-                    ends.append(int(row[0]))
+                    connection.execute("INSERT INTO t VALUES (%s)", (number,))
                 connection.execute("COMMIT PREPARED 'open'")
                 connection.execute("SELECT pg_switch_wal()")
             until(lambda: not ready(server))
-        with life.recovered(Target("xid", xid=ends[1]), life.archiving()) as server:
+            wal = os.path.join(server.data_directory, "pg_wal")
+            files = [SegmentName.parse(name, SEGMENT) for name in files_of_log(server)]
+            lines = list(waldump.dump(16, wal, [files[0], files[-1]]))
+            begins = next(n for n, line in enumerate(lines) if line.what == "PREPARE")
+        ends = [line for line in lines[begins:] if line.is_end]
+        with life.recovered(Target("xid", xid=ends[1].xid), life.archiving()) as server:
             with server.connect() as connection:
                 connection.execute("INSERT INTO t VALUES (5)")
                 connection.execute("SELECT pg_switch_wal()")
             until(lambda: not ready(server))
-        target = Target("xid", xid=ends[0], timeline=2)
-        with life.recovered(target) as server, server.connect() as connection:
-            assert connection.execute("SELECT * FROM t").fetchall() == [(2,)]
-            connection.execute("COMMIT PREPARED 'open'")
+        yield life, ends
     finally:
         room.close()
+
+
+@pytest.mark.parametrize(
+    "kind", ["xid", "time", "lsn", pytest.param("partial", marks=pytest.mark.sweep)]
+)
+def test_a_prepared_transaction_just_before_a_fork(
+    forked: tuple[LedgerRoom, list[Line]], kind: str
+) -> None:
+    """PostgreSQL would look for it in the file of the older timeline, and not start on the newer."""
+    life, (first, second, *_) = forked
+    target = Target("xid", xid=first.xid, timeline=2)
+    if kind == "lsn":
+        target = Target("lsn", lsn=second.lsn, exclusive=True, timeline=2)
+    elif kind in {"time", "partial"}:
+        target = Target("time", time=first.time, timeline=2)
+    if kind == "partial":  # a primary that is lost leaves no more of its last segment
+        name = str(SegmentName.holding(1, first.lsn, SEGMENT))
+        with life.repository() as repository:
+            store = WalStore(repository)
+            data = store.get(life.system_id, name)
+            facts = scan_segment(data, SegmentName.parse(name, SEGMENT))[0]
+            store.put(life.system_id, name + ".partial", memoryview(data), facts=facts)
+        (at_rest,) = life.room.repository.rglob(name)
+        os.chown(f"{at_rest}.partial", at_rest.stat().st_uid, -1)
+        at_rest.unlink()
+    for way in (life.recovered, life.opened) if kind in {"time", "partial"} else (life.recovered,):
+        with way(target) as server, server.connect() as connection:
+            assert connection.execute("SELECT * FROM t").fetchall() == [(2,)]
+            connection.execute("COMMIT PREPARED 'open'")
 
 
 @pytest.mark.sweep

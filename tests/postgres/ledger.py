@@ -141,24 +141,6 @@ class Account:
             state.chain[entry.worker] = (count + 1, digest)
         return state
 
-    def leaves_prepared_before(self, target: Target, fork: int) -> bool:
-        """Whether recovery stops before a fork, in its segment, with a transaction prepared there.
-
-        PostgreSQL has read that segment from the new timeline then, and looks for the state of the
-        prepared transaction in the old one's file, which is not in pg_wal: it does not start.
-        """
-        stop = self.stop(target)
-        if stop < len(self.lines) and self.lines[stop].lsn >= fork:
-            return False
-        begins = fork - fork % SEGMENT
-        prepared: dict[int, int] = {}
-        for line in self.lines[:stop]:
-            if line.what == "PREPARE":
-                prepared[line.xid] = line.lsn
-            elif line.what in ("COMMIT_PREPARED", "ABORT_PREPARED"):
-                prepared.pop(line.xid, None)
-        return any(begins <= lsn < fork for lsn in prepared.values())
-
     def targets(
         self, dice: random.Random, count: int, stops: Sequence[tuple[int, datetime]]
     ) -> list[Target]:

@@ -27,16 +27,15 @@ from postgres.ledger import (
 from postgres.wal.room import WalRoom, program, ready, until
 from strongroom import wiring
 from strongroom.config.loading import load
-from strongroom.errors import ObjectMissing
 from strongroom.format.wal import history_name, lsn_text, parse_history
+from strongroom.operations.can_restore import answer, require
+from strongroom.operations.points import look
+from strongroom.operations.recovering import sandbox_of
 from strongroom.postgres.embedded import EmbeddedServer, Installation
 from strongroom.postgres.physical.facts import PhysicalFacts
-from strongroom.postgres.recovery.settings import Recovery
-from strongroom.postgres.recovery.sink import PhysicalSink
-from strongroom.postgres.sandbox import Sandbox
 from strongroom.progress import Silent
 from strongroom.repository.repository import Repository
-from strongroom.repository.wal import WalStore
+from strongroom.rules import recovery as rules
 
 
 @dataclass(frozen=True)
@@ -166,40 +165,11 @@ class LedgerRoom:
         ]
         return self.books[timeline].targets(dice, count, stops)
 
-    def base_for(self, target: Target) -> Backup:
-        """The last backup whose stop is before the target, on the way to its timeline."""
-        books = self.books[target.timeline]
-        end = books.lines[min(books.stop(target), len(books.lines) - 1)].lsn
-        fitting = [
-            one
-            for one in self.backups()
-            if one.facts.stop_lsn <= end and self._leads_to(target.timeline, one.facts)
-            if target.time is None or one.facts.stop_time < target.time
-        ]
-        return fitting[-1]
-
     def _leads_to(self, timeline: int, base: PhysicalFacts) -> bool:
         """Whether a backup was over before its timeline was left for the target's."""
         if base.timeline >= timeline:
             return base.timeline == timeline
         return base.stop_lsn <= self.forks[timeline]
-
-    def _recovery(self, target: Target) -> Recovery:
-        return Recovery(
-            time=target.time,
-            lsn=target.lsn if target.kind == "lsn" else None,
-            xid=target.xid,
-            name=target.name,
-            immediate=target.kind == "immediate",
-            timeline=target.timeline,
-            exclusive=target.exclusive,
-        )
-
-    def _restore(self, repository: Repository, target: Target, sink: PhysicalSink) -> PhysicalFacts:
-        base = self.base_for(target)
-        (snapshot,) = [one for one in repository.catalogue.snapshots("db") if one.id == base.id]
-        sink.restore(repository.open_snapshot(snapshot), progress=Silent())
-        return base.facts
 
     @contextlib.contextmanager
     def recovered(
@@ -225,27 +195,27 @@ class LedgerRoom:
     def opened(self, target: Target) -> Iterator[EmbeddedServer]:
         """A throw-away server at the target, to which the log is handed by name."""
         with self.repository() as repository:
-            store = WalStore(repository)
-
-            def fetch(name: str) -> bytes | None:
-                try:
-                    return store.get(self.system_id, name)
-                except ObjectMissing:
-                    return None
-
-            sandbox = Sandbox(self.installation.version[0], fetch)
-            try:
-                sink = PhysicalSink(os.fsencode(sandbox.data_directory), owner=sandbox.owner)
-                self._restore(repository, target, sink)
-                with telling(sandbox):
-                    sandbox.recover(self._recovery(target), progress=Silent())
+            cluster = look(repository, "db")
+            verdict = require(answer(cluster, _rule(target)), cluster)
+            with sandbox_of(repository, cluster, verdict, jobs=None, progress=Silent()) as sandbox:
                 yield sandbox
-            finally:
-                sandbox.close()
 
     @property
     def system_id(self) -> int:
         return self.backups()[0].facts.system_id
+
+
+def _rule(target: Target) -> rules.Target:
+    """A target as the rules have it."""
+    return rules.Target(
+        target.kind,
+        time=target.time,
+        lsn=target.lsn if target.kind == "lsn" else None,
+        xid=target.xid,
+        name=target.name,
+        timeline=target.timeline,
+        exclusive=target.exclusive,
+    )
 
 
 def _words(target: Target) -> list[str]:

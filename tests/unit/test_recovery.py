@@ -195,10 +195,13 @@ FORK = 5 * SIZE + 5000
         (Target("xid", xid=7, lsn=FORK + 8), 2, [Run(1, 3, 4), Run(2, 5, 5)]),
         (Target("xid", xid=7, lsn=5 * SIZE), 2, [Run(1, 3, 4)]),  # 1's own segment in any case
         (Target("lsn", lsn=FORK - 100), 2, [Run(1, 3, 4), Run(2, 5, 5)]),
+        (Target("lsn", lsn=FORK - 100, stop=FORK - 100), 1, [Run(1, 3, 5)]),
+        (Target("lsn", lsn=FORK - 8, stop=FORK), 2, [Run(1, 3, 4), Run(2, 5, 5)]),
         (Target("time", time=at(5.2)), 2, [Run(1, 3, 4), Run(2, 5, 5)]),
+        (Target("time", time=at(5.2), stop=FORK - 64), 1, [Run(1, 3, 5)]),
     ],
 )
-def test_a_transaction_just_before_a_fork_is_recovered_on_its_own_timeline(
+def test_a_point_just_before_a_fork_is_recovered_on_its_own_timeline(
     target: Target, told: int, read_of: list[Run]
 ) -> None:
     verdict = can_restore([base("a", 3.1, 3)], forked(), target)
@@ -210,6 +213,13 @@ def test_the_newer_timeline_serves_where_the_older_one_lacks_the_segment_of_the_
     del log.timelines[1].segments[5]  # type: ignore[attr-defined]
     verdict = can_restore([base("a", 3.1, 3)], log, Target("xid", xid=7, lsn=FORK))
     assert (verdict.timeline, verdict.runs) == (2, [Run(1, 3, 4), Run(2, 5, 5)])
+    partials = log.timelines[1].partials
+    partials[5] = Facts(FORK - 24)  # type: ignore[index]
+    assert can_restore([base("a", 3.1, 3)], log, Target("xid", xid=7, lsn=FORK)).timeline == 2
+    partials[5] = Facts(FORK)  # type: ignore[index]
+    verdict = can_restore([base("a", 3.1, 3)], log, Target("xid", xid=7, lsn=FORK))
+    assert (verdict.timeline, verdict.partial) == (1, True)
+    assert verdict.runs == [Run(1, 3, 5)]
 
 
 def test_a_timeline_without_its_history_is_recovered_from_its_own_backups() -> None:
@@ -247,7 +257,7 @@ def test_the_newest_state_behind_a_gap_is_not_called_the_latest() -> None:
 
 
 def test_a_partial_is_said_to_be_one() -> None:
-    log = one_line(range(1, 4), partials=frozenset({4}))
+    log = one_line(range(1, 4), partials={4: None})
     gap = points([base("a", 1.1, 1)], log).windows[0].ends
     assert gap.reason == "only the unfinished .partial of the segment is there"
 
@@ -316,8 +326,17 @@ def test_points_on_every_timeline() -> None:
 
 @st.composite
 def histories(draw: st.DrawFn) -> tuple[list[Base], Log, dict[int, list[float]]]:
-    """A log of one timeline with holes, the minutes of its transactions by segment, backups."""
-    ends = {n: sorted(draw(st.lists(st.floats(n, n + 0.9), max_size=3))) for n in range(1, 12)}
+    """A log of one timeline with holes, the minutes of its transactions by segment, backups; the
+    clock may have been set back once."""
+    turn, back = draw(st.integers(1, 12)), draw(st.sampled_from([0, 0, 1.5, 4]))
+
+    def clock(number: int) -> float:
+        return number - back if number >= turn else number
+
+    ends = {
+        n: sorted(draw(st.lists(st.floats(clock(n), clock(n) + 0.9), max_size=3)))
+        for n in range(1, 12)
+    }
     lost = draw(st.sets(st.integers(1, 11), max_size=3))
     held = {
         n: segment(times[0], times[-1]) if times else segment()
@@ -327,7 +346,7 @@ def histories(draw: st.DrawFn) -> tuple[list[Base], Log, dict[int, list[float]]]
     bases = []
     for number, start in enumerate(draw(st.lists(st.integers(1, 11), max_size=4))):
         stop = draw(st.integers(start, min(11, start + 2)))
-        bases.append(Base(f"b{number}", 1, start * SIZE, stop * SIZE + 8, at(stop + 0.95)))
+        bases.append(Base(f"b{number}", 1, start * SIZE, stop * SIZE + 8, at(clock(stop) + 0.95)))
     return bases, Log(SIZE, {1: Held(held)}), {n: t for n, t in ends.items() if n not in lost}
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 import subprocess
 from datetime import UTC, datetime, timedelta, timezone
+from functools import partial
 
 import pytest
 from hypothesis import given
@@ -101,9 +102,29 @@ def test_quoted_values_are_one_line(value: str) -> None:
 
 
 def test_trap_24_a_configuration_from_outside_names_no_place() -> None:
-    text = own_conf(b"data_directory = '/var/lib/x'\nport = 5433\n  hba_file='/etc/h'\n")
-    assert text.splitlines() == [
+    main, etc = b"/etc/pg/15/main/postgresql.conf", b"/etc/pg/15"
+    files = {
+        main: b"data_directory = '/var/lib/x'\nport = 5433\n  hba_file='/etc/h'\n"
+        b"include_dir = 'conf.d'\ninclude_if_exists = 'none'\nInclude '../it''s.conf' # here\n",
+        etc + b"/main/conf.d/20.conf": b"work_mem = 2\n",
+        etc + b"/main/conf.d/10.conf": b"work_mem = 1",
+        etc + b"/main/conf.d/.30.conf": b"hidden = 1",
+        etc + b"/main/conf.d/x.txt": b"no = 1",
+        etc + b"/it's.conf": b"include main/postgresql.conf\n",  # a circle comes to an end
+    }
+    text = own_conf(main, {path: partial(bytes, content) for path, content in files.items()})
+    assert text.splitlines()[:11] == [
         b"# of the original: data_directory = '/var/lib/x'",
         b"port = 5433",
         b"# of the original:   hba_file='/etc/h'",
+        b"# of the original: include_dir = 'conf.d'",
+        b"# from /etc/pg/15/main/conf.d/10.conf",
+        b"work_mem = 1",
+        b"# from /etc/pg/15/main/conf.d/20.conf",
+        b"work_mem = 2",
+        b"# of the original: include_if_exists = 'none'",
+        b"# of the original: Include '../it''s.conf' # here",
+        b"# from /etc/pg/15/it's.conf",
     ]
+    assert b"hidden" not in text
+    assert b"no = 1" not in text

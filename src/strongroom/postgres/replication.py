@@ -155,9 +155,13 @@ class Replication:
         """Run a command that ends at once; its last rows."""
         self.send(command)
         rows: list[Row] = []
-        while (result := self.result()) is not None:
-            if result.ntuples:
-                rows = rows_of(result)
+        try:
+            while (result := self.result()) is not None:
+                if result.ntuples:
+                    rows = rows_of(result)
+        except ServerError:
+            self.drain()  # what ends the answer comes after the error
+            raise
         return rows
 
     # -- the steps that commands are made of ----------------------------------------------

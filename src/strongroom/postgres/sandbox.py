@@ -12,6 +12,7 @@ import os
 import re
 import shlex
 import struct
+import tempfile
 import threading
 import time
 from collections import OrderedDict
@@ -23,7 +24,13 @@ from strongroom.errors import Damaged, DatabaseUnreachable, NotFound, Strongroom
 from strongroom.format.wal import SegmentName
 from strongroom.postgres.embedded import EmbeddedServer, Installation, find_server
 from strongroom.postgres.physical.control import FILE_SIZE, ControlFile
-from strongroom.postgres.recovery.settings import Recovery, command, quoted
+from strongroom.postgres.recovery.settings import (
+    RECOVERY_SIGNAL,
+    STANDBY_SIGNAL,
+    Recovery,
+    command,
+    quoted,
+)
 from strongroom.progress import Progress
 
 Fetch = Callable[[str], bytes | None]
@@ -32,7 +39,6 @@ Fetch = Callable[[str], bytes | None]
 _AHEAD = 4
 _DOUBT = 255  # above 125: recovery stops instead of taking it for the log's end
 _PAUSE = 0.05
-_LOG_READ = 256 * 1024
 _HBA = "local all all trust\n"
 _SCRIPT = """\
 #!/bin/sh
@@ -77,6 +83,9 @@ class Sandbox(EmbeddedServer):
             control = ControlFile.parse(file.read(FILE_SIZE))
         self._deliverer.start(control.wal_segment_size)
         self._own("postgresql.auto.conf", b"")
+        for signal in (RECOVERY_SIGNAL, STANDBY_SIGNAL):  # a backup of a standby has its own
+            with suppress(FileNotFoundError):
+                os.unlink(os.path.join(data, signal.decode()))
         self._own(recovery.signal.decode(), b"")
         self._write_configuration(recovery, control)
         self.user = next(iter(superusers(data)), self.user)
@@ -189,17 +198,19 @@ class Sandbox(EmbeddedServer):
         if self._deliverer.fault is not None:
             return self._deliverer.fault
         with open(self.log_path, "rb") as log:
-            said = log.read()[-_LOG_READ:].decode("utf-8", "replace")
-        fatal = re.findall(r"FATAL: +(.*)", said)
-        if "recovery ended before configured recovery target" in said:
+            said = log.read()
+        kept = _keep_log(said)
+        if b"recovery ended before configured recovery target" in said:
             return Damaged(
                 "PostgreSQL came to the end of the log before the target.",
                 means="The verdict was wrong, or log vanished since; nothing of yours was touched.",
-                do="`strongroom points SOURCE --gaps` shows what there is.",
+                do="`strongroom points SOURCE --gaps` shows what there is."
+                + (f" What the server said is in {kept}." if kept else ""),
             )
         return DatabaseUnreachable(
-            f"The throw-away server ended: {fatal[0].strip() if fatal else self._log_tail()}",
+            f"The throw-away server ended: {self._log_tail()}",
             means="Nothing of yours was touched; the repository is as it was.",
+            do=f"Read all that it said in {kept}." if kept else "Make room in $TMPDIR for its log.",
         )
 
 
@@ -335,6 +346,16 @@ class _Deliverer:
             for _ in range(self._window):
                 segment = segment.next()
                 yield str(segment)
+
+
+def _keep_log(said: bytes) -> str | None:
+    """Where the log of a server that failed stays; the server's own directory goes."""
+    with suppress(OSError):
+        fd, path = tempfile.mkstemp(prefix="strongroom-server-", suffix=".log")
+        with open(fd, "wb") as file:
+            file.write(said)
+        return path
+    return None
 
 
 def _installation(major: int) -> Installation:

@@ -14,7 +14,7 @@ start of the log.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from itertools import pairwise
 from typing import Literal, Protocol
@@ -96,7 +96,7 @@ class Held:
     segments: Mapping[int, Facts | None] = field(default_factory=dict)
     history: Sequence[Left] | None = None
     gaps: Sequence[RecordedGap] = ()
-    partials: frozenset[int] = frozenset()
+    partials: Mapping[int, Facts | None] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +112,8 @@ class Target:
     """Where recovery is to end. One of the values is set, by `kind`; a transaction is given by the
     position and time of its end, once that was found.
 
-    `timeline` None is the newest. `exclusive` leaves out what happened at the very moment.
+    `timeline` None is the newest. `exclusive` leaves out what happened at the very moment. `stop`:
+    where the record begins that recovery to a time or a position stops at, if somebody looked.
     """
 
     kind: Literal["time", "lsn", "xid", "name", "immediate", "latest"]
@@ -122,6 +123,7 @@ class Target:
     name: str | None = None
     timeline: int | None = None
     exclusive: bool = False
+    stop: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,7 +185,8 @@ class Verdict:
     """Can it be recovered? With the reasons; of a NO, what is nearest on both sides.
 
     `timeline` is what PostgreSQL is told (None: the backup's own). `around` is the segment in which
-    recovery stops, `large` transactions with much log there or next to it: xid, bytes.
+    recovery stops, `large` transactions with much log there or next to it: xid, bytes. `partial`:
+    the last segment is there as a `.partial` only, which holds what is wanted of it.
     """
 
     yes: bool
@@ -198,6 +201,7 @@ class Verdict:
     before: datetime | None = None  # the last moment before the target that can be recovered
     after: datetime | None = None
     notes: Sequence[str] = ()
+    partial: bool = False
 
     @property
     def segments(self) -> int:
@@ -467,7 +471,7 @@ def can_restore(
             False, target, (f"nothing is known of timeline {timeline}; there are {have}",)
         )
     way = path_to(log, timeline)
-    verdict = _on_older(way, wanted, target, _on(way, wanted, target))
+    verdict = _on_older(way, target, _on(way, wanted, target))
     notes = (*verdict.notes, *_elsewhere(bases, log, target, timeline))
     return _with(verdict, bases, log, notes)
 
@@ -531,25 +535,39 @@ def _on(way: _Path, wanted: Sequence[Base], target: Target) -> Verdict:
     return Verdict(False, target, tuple(reasons), timeline=way.timeline, gap=first_gap)
 
 
-def _on_older(way: _Path, wanted: Sequence[Base], target: Target, found: Verdict) -> Verdict:
+def _on_older(way: _Path, target: Target, found: Verdict) -> Verdict:
     """The same point on the timeline that it lies on, where its log is there.
 
     The segment of a fork is read from the newer timeline. Where recovery stops in it before the
     fork, PostgreSQL looks in the older one's file for what a transaction prepared there wrote, and
-    does not start. Only the end of a transaction or a restore point is surely on one side of the
-    fork; a time is not, and a position may lie inside the last record before it.
+    does not start. What is replayed is the same.
     """
     end = position_on(way, target) if target.kind in {"xid", "name"} else None
-    if not found.yes or found.around is None or not isinstance(end, int):
+    if target.stop is not None:
+        end = target.stop + 1
+    if not found.yes or found.base is None or not isinstance(end, int):
         return found
     for (timeline, _), (_, left) in pairwise(way.pieces):
         if end <= left:
-            if timeline != found.around[0]:
-                older = _on(path_to(way.log, timeline), wanted, target)
-                if older.yes and older.base == found.base:
-                    return older
-            break
+            number = (end - 1) // way.log.segment_size
+            older = path_to(way.log, timeline)
+            if way.timeline_of(number) == timeline or _why_not_from(older, found.base) is not None:
+                return found
+            first = found.base.start // way.log.segment_size
+            held = way.log.timelines.get(timeline, Held())
+            whole = number in held.segments
+            if all(older.there(each) for each in range(first, number)) and (
+                whole or _reaches(held.partials.get(number), end)
+            ):
+                verdict = _yes(older, found.base, number, target)
+                return replace(verdict, partial=not whole)
+            return found
     return found
+
+
+def _reaches(facts: Facts | None, end: int) -> bool:
+    """Does an unfinished segment hold the record that ends, or begins, there?"""
+    return facts is not None and facts.last is not None and facts.last >= end
 
 
 def position_on(way: _Path, target: Target) -> int | str | None:
@@ -603,6 +621,13 @@ def _stops(way: _Path, base: Base, last: int, target: Target, position: int | No
         return max(position - (0 if at_end else 1), 0) // size
     assert target.time is not None
     unknown = 0
+    for number in range(base.start // size, base.stop // size):
+        facts = way.facts(number)
+        if facts is not None and facts.last_end is not None and facts.last_end > target.time:
+            return (
+                f"PostgreSQL would stop before its end: a transaction in it ended at"
+                f" {show(facts.last_end)}, and the clock was set back since"
+            )
     for number in range(base.stop // size, last + 1):
         facts = way.facts(number)
         if facts is None:
@@ -687,20 +712,7 @@ def _with(verdict: Verdict, bases: Sequence[Base], log: Log, notes: Sequence[str
         way = path_to(log, verdict.timeline or newest_timeline(log, bases))
         good = [base for base in bases if fault_of_base(log, base) is None]
         before, after = nearest(_windows(way, good, 0), verdict.target.time)
-    return Verdict(
-        verdict.yes,
-        verdict.target,
-        verdict.reasons,
-        verdict.base,
-        verdict.timeline,
-        verdict.runs,
-        verdict.around,
-        verdict.large,
-        verdict.gap,
-        before,
-        after,
-        tuple(notes),
-    )
+    return replace(verdict, before=before, after=after, notes=tuple(notes))
 
 
 def nearest(windows: Sequence[Window], moment: datetime) -> tuple[datetime | None, datetime | None]:

@@ -36,7 +36,9 @@ def control_of(server: EmbeddedServer) -> bytes:
         return file.read()
 
 
-def test_real_ones_say_what_pg_controldata_says(server: EmbeddedServer) -> None:
+@pytest.mark.parametrize("major", [15, 16, 17, 18])
+def test_real_ones_say_what_pg_controldata_says(major: int, request: pytest.FixtureRequest) -> None:
+    server: EmbeddedServer = request.getfixturevalue(f"server{major}")
     data = control_of(server)
     control, said = ControlFile.parse(data), told(server)
     assert len(data) == FILE_SIZE

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import os
+import signal
 from pathlib import Path
 
 import pytest
 
 from postgres.physical.streams import StreamRoom
 from postgres.physical.test_standby import caught_up
-from postgres.physical.tools import ROWS, At, Restored, cluster, content, entries, run
+from postgres.physical.tools import ROWS, At, Restored, Room, cluster, content, entries, run
 from strongroom.errors import DatabaseUnreachable, KeyRefused, Refused, StrongroomError
 from strongroom.operations.back_up import Report
 from strongroom.postgres.embedded import EmbeddedServer, service_account
 from strongroom.postgres.physical.facts import PhysicalFacts
 from strongroom.postgres.physical.manifest import Manifest
+from strongroom.postgres.physical.stream import StreamSource
 
 pytestmark = pytest.mark.xdist_group("physical")  # one worker: its clusters are started once
 
@@ -247,3 +249,108 @@ def test_trap_20_a_standby_is_backed_up_by_stream(cluster16: EmbeddedServer, fol
             assert not facts.notes["wal"]["awaited"]
     finally:
         run(pg, "DROP TABLE rows")
+
+
+@pytest.mark.parametrize("archived", [True, False])
+def test_log_that_is_gone_from_the_server(
+    cluster16: EmbeddedServer, folder: Path, monkeypatch: pytest.MonkeyPatch, archived: bool
+) -> None:
+    """No hindrance if it is archived; the time of the backup's stop is the server's even then."""
+    room = StreamRoom(cluster16, folder)
+    kept = Path(cluster16.data_directory, "pg_wal")
+
+    def take_away() -> None:
+        (now,) = run(cluster16, "SELECT pg_walfile_name(pg_current_wal_lsn())")
+        for name in sorted(one.name for one in kept.iterdir() if len(one.name) == 24):
+            if name <= now:
+                if archived:
+                    (room.archive.folder / name).write_bytes((kept / name).read_bytes())
+                (kept / name).rename(kept.parent / f"away-{name}")
+
+    monkeypatch.setattr(StreamSource, "_reserve", lambda self, replication: None)
+    (before,) = run(cluster16, "SELECT clock_timestamp()")
+    try:
+        if archived:
+            _, facts = room.take(progress=At("fetching WAL", take_away))
+            assert before < facts.stop_time <= run(cluster16, "SELECT clock_timestamp()")[0]
+            assert facts.notes["wal"]["there"]
+        else:
+            with pytest.raises(StrongroomError, match="neither on the server"):
+                room.take(progress=At("fetching WAL", take_away))
+            assert list(room.repository.catalogue.snapshots()) == []
+    finally:
+        for path in kept.parent.glob("away-*"):
+            path.rename(kept / path.name.removeprefix("away-"))
+
+
+@pytest.mark.parametrize("major", [15, 18])  # up to 15 it is in the data directory's tar
+def test_a_tablespace_in_place_is_a_part_of_the_data_directory(major: int, folder: Path) -> None:
+    with cluster(major, allow_in_place_tablespaces="on") as pg:
+        run(
+            pg, "CREATE TABLESPACE here LOCATION ''", f"CREATE TABLE rows TABLESPACE here AS {ROWS}"
+        )
+        (path,) = run(pg, "SELECT pg_relation_filepath('rows')")
+        room = StreamRoom(pg, folder)
+        report, facts = room.take()
+        assert facts.tablespaces == ()
+        found = entries(room.reader(report))
+        assert b"data/" + path.encode() in found
+        assert not [one for one in found if one.startswith(b"tablespaces")]
+        with Restored(pg, room.reader(report), room.archive) as restored:
+            restored.wait_until_writable()
+            assert run(restored, "SELECT count(*) FROM rows") == (20000,)
+
+
+def test_a_file_that_the_server_cannot_send_is_not_called_a_lacking_right(
+    cluster16: EmbeddedServer, folder: Path
+) -> None:
+    closed, long = (Path(cluster16.data_directory, name) for name in ("closed", "x" * 120))
+    closed.mkdir(mode=0o000)
+    try:
+        if os.geteuid() == 0:
+            with pytest.raises(Refused, match="cannot read a file"):
+                StreamRoom(cluster16, folder).take()
+        closed.rmdir()
+        long.touch()
+        with pytest.raises(Refused, match="cannot send a file") as caught:
+            StreamRoom(cluster16, folder).take()
+        assert 'via = "local"' in caught.value.do
+    finally:
+        for path in (closed, long):
+            path.is_dir() and path.rmdir()
+            path.unlink(missing_ok=True)
+
+
+@pytest.mark.sweep
+def test_p7_a_promotion_in_the_middle_ends_a_streamed_backup(
+    cluster16: EmbeddedServer, folder: Path
+) -> None:
+    base = Room(cluster16, folder / "base")
+    report, _ = base.take()
+    with Restored(cluster16, base.reader(report), base.archive, standby=True) as standby:
+        caught_up(cluster16, standby)
+        room = StreamRoom(standby, folder / "standby")
+        promote = At("receiving files", lambda: run(standby, "SELECT pg_promote(true, 30)"))
+        with pytest.raises(StrongroomError) as caught:
+            room.take(room.source(patience=0.1), progress=promote)
+        assert promote.done, caught.value
+        assert list(room.repository.catalogue.snapshots()) == []
+        _, facts = room.take()
+        assert facts.timeline == 2
+
+
+@pytest.mark.sweep
+def test_p3_a_walsender_that_is_killed_takes_the_backup_with_it(folder: Path) -> None:
+    with cluster(16) as pg:
+        room = StreamRoom(pg, folder)
+
+        def kill() -> None:
+            (pid,) = run(pg, "SELECT pid FROM pg_stat_replication")
+            os.kill(pid, signal.SIGKILL)
+
+        with pytest.raises(DatabaseUnreachable):
+            room.take(progress=At("receiving files", kill))
+        assert list(room.repository.catalogue.snapshots()) == []
+        pg.start()
+        report, _ = room.take()
+        assert not report.problems

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import shutil
+import tempfile
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -39,3 +42,12 @@ def story(request: pytest.FixtureRequest) -> Story:
     """Each of the three in turn."""
     found: Story = request.getfixturevalue(f"story{request.param}")
     return found
+
+
+@pytest.fixture
+def folder() -> Iterator[Path]:
+    """A folder that the server's account may read."""
+    path = Path(tempfile.mkdtemp(prefix="strongroom-recovery-"))
+    path.chmod(0o755)
+    yield path
+    shutil.rmtree(path, ignore_errors=True)

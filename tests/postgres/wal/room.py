@@ -13,7 +13,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import cache
 from pathlib import Path
 
@@ -197,14 +197,16 @@ class WalRoom:
         return " ".join([program(), *words, "%p"])
 
     @contextlib.contextmanager
-    def server(self, major: int, **settings: str) -> Iterator[EmbeddedServer]:
+    def server(
+        self, major: int, *, initdb: Sequence[str] = (), **settings: str
+    ) -> Iterator[EmbeddedServer]:
         """A server that archives into the repository."""
         try:
             installation = find_server(major)
         except NotFound:
             pytest.skip(f"no PostgreSQL {major} here: {WHERE[major]}")
         chosen = {**SETTINGS, "archive_command": self.archive_command(), **settings}
-        with EmbeddedServer(installation, durable=False, settings=chosen) as server:
+        with EmbeddedServer(installation, durable=False, settings=chosen, initdb=initdb) as server:
             yield server
 
 

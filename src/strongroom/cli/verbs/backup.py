@@ -33,6 +33,7 @@ def backup(
     artefact: str | None = None,
     artefact_format: str | None = None,
     replace_artefact: bool = False,
+    accept_system: bool = False,
     everywhere: Everywhere = _DEFAULT,
 ) -> int:
     """Back up a source.
@@ -53,8 +54,12 @@ def backup(
         Its format, as in `export --format`.
     replace_artefact
         Replace an artefact of the same name: that of a tree of files is called by its month.
+    accept_system
+        Of a cluster: it was made anew or upgraded; from now on it is another system.
     """
     desk = Desk(everywhere)
+    if accept_system and source is None:
+        raise UsageError("--accept-system is for one source.", do="Name it.")
     if (source is None) == (not all):
         raise UsageError("Name one source, or give --all.", do="strongroom backup SOURCE")
     if source is not None:
@@ -67,7 +72,7 @@ def backup(
         raise UsageError("--artefact-format needs --artefact FOLDER.", do="Give both.")
     with desk.repository() as repository:
         if len(names) == 1:
-            report = _one(desk, repository, names[0], labels)
+            report = _one(desk, repository, names[0], labels, accept_system=accept_system)
             made = _artefacts(
                 desk, repository, [report], artefact, artefact_format, force=replace_artefact
             )
@@ -126,7 +131,14 @@ def read_labels(texts: list[str]) -> dict[str, str]:
     return labels
 
 
-def _one(desk: Desk, repository: Repository, name: str, labels: dict[str, str]) -> Report:
+def _one(
+    desk: Desk,
+    repository: Repository,
+    name: str,
+    labels: dict[str, str],
+    *,
+    accept_system: bool = False,
+) -> Report:
     from strongroom.operations.back_up import back_up  # noqa: PLC0415 -- numpy behind it
 
     source = wiring.make_source(
@@ -137,6 +149,7 @@ def _one(desk: Desk, repository: Repository, name: str, labels: dict[str, str]) 
         environ=desk.environ,
         jobs=desk.jobs,
         configuration=desk.configuration,
+        accept_system=accept_system,
     )
     with listening(desk.output) as progress:
         report = back_up(repository, source, progress=progress, labels=labels)

@@ -78,8 +78,13 @@ class ClusterFlags:
     delta: Annotated[bool, Parameter(group=_CLUSTERS)] = False
     """Into a data directory that is there: only what differs is fetched, what the backup does not
     name is removed."""
-    action: Annotated[Literal["promote", "pause"], Parameter(group=_CLUSTERS)] = "promote"
-    """What the server does at the point: open for writing, or wait to be looked at."""
+    action: Annotated[Literal["promote", "pause", "shutdown"], Parameter(group=_CLUSTERS)] = (
+        "promote"
+    )
+    """What the server does at the point: open for writing, wait to be looked at, or stop."""
+    primary: Annotated[str | None, Parameter(group=_CLUSTERS)] = None
+    """With --as standby: the server to stream from too, as "host=… port=… user=…"; its password goes
+    into the standby's ~/.pgpass."""
 
     def given(self) -> list[str]:
         """The flags that were given."""
@@ -88,6 +93,7 @@ class ClusterFlags:
             "--tablespace": self.tablespace,
             "--delta": self.delta,
             "--action": self.action != "promote",
+            "--primary": self.primary,
         }
         return [name for name, value in names.items() if value]
 
@@ -205,6 +211,7 @@ def can_restore(
     *,
     at: str | None = None,
     backup: Annotated[str | None, Parameter(alias="-b")] = None,
+    to: str | None = None,
     target: TargetFlags = NO_TARGET,
     everywhere: Everywhere = _DEFAULT,
 ) -> int:
@@ -218,19 +225,32 @@ def can_restore(
         To this time: 2026-11-23T02:13:05Z, 02:13, "20 minutes ago". Without any point: the newest.
     backup
         Beginning with this backup: the beginning of its id.
+    to
+        Into this directory: is there room for it?
     """
-    from strongroom.operations.can_restore import answer, nearest_text, target_text  # noqa: PLC0415
+    from strongroom.operations.can_restore import (  # noqa: PLC0415
+        answer,
+        nearest_text,
+        room_for,
+        target_text,
+    )
     from strongroom.operations.points import look  # noqa: PLC0415
 
     desk = Desk(everywhere)
     wanted = target_of(desk, target, at, backup=backup)
     with desk.repository() as repository:
-        cluster = look(repository, source)
         base = _backup(repository, source, backup)
+        cluster = look(repository, source, backup=base)
         found = answer(cluster, wanted, backup=base)
+        free = None
+        if to is not None and found.verdict.yes:
+            found, free = room_for(found, os.fsencode(to))
     verdict = found.verdict
     seconds = expected(desk, source, _weight(cluster, verdict)) if verdict.yes else None
-    desk.output.document("can-restore", _answer_body(cluster, found, seconds))
+    body = _answer_body(cluster, found, seconds)
+    if free is not None and verdict.base is not None:
+        body["space"] = {"to": to, "needed": verdict.base.size, "free": free}
+    desk.output.document("can-restore", body)
     desk.output.line(f"{'YES' if verdict.yes else 'NO'}: {show_text(target_text(wanted))}")
     desk.output.lines(f"  {show_text(reason)}" for reason in verdict.reasons)
     if verdict.gap is not None:
@@ -240,6 +260,10 @@ def can_restore(
     if verdict.yes:
         desk.output.lines(_around_lines(found))
         desk.output.line(f"  to fetch: {show_size(_weight(cluster, verdict))}")
+        if free is not None and verdict.base is not None:
+            desk.output.line(
+                f"  space: {show_size(verdict.base.size)} of {show_size(free)} free there"
+            )
         measured = "no restore was measured yet" if seconds is None else show_seconds(seconds)
         desk.output.line(f"  expected time: {measured}")
     elif wanted.kind == "time":
@@ -342,8 +366,11 @@ def restore_cluster(desk: Desk, repository: Repository, wanted: Wanted) -> int:
         raise UsageError(
             "A standby has no point to stop at.", do="Leave --as standby or the point out."
         )
-    cluster = look(repository, wanted.source)
+    if standby and wanted.cluster.action != "promote":
+        raise UsageError("A standby does not come to a point.", do="Leave --action out.")
+    primary = _primary(wanted.cluster.primary, standby=standby)
     backup = _backup(repository, wanted.source, wanted.backup)
+    cluster = look(repository, wanted.source, backup=backup)
     found = answer(cluster, target, backup=backup)
     verdict = require(found, cluster)
     assert verdict.base is not None
@@ -352,8 +379,9 @@ def restore_cluster(desk: Desk, repository: Repository, wanted: Wanted) -> int:
         os.fsencode(wanted.to),
         recovery=recovery_of(
             verdict,
-            restore_command=_fetch_command(desk, target, standby=standby),
+            restore_command=_fetch_command(desk, verdict, standby=standby),
             standby=standby,
+            primary=primary,
             action=wanted.cluster.action,
         ),
         delta=wanted.cluster.delta,
@@ -391,7 +419,18 @@ def restore_cluster(desk: Desk, repository: Repository, wanted: Wanted) -> int:
     return _tell(desk, wanted, snapshot, outcome, seconds, _answer_body(cluster, found, None))
 
 
-def _fetch_command(desk: Desk, target: Target, *, standby: bool) -> str:
+def _primary(conninfo: str | None, *, standby: bool) -> str:
+    """The conninfo of the server that a standby streams from."""
+    if conninfo is None:
+        return ""
+    if not standby:
+        raise UsageError("--primary goes with --as standby.", do="Say both, or neither.")
+    return wiring.primary_conninfo(conninfo)
+
+
+def _fetch_command(desk: Desk, verdict: Verdict, *, standby: bool) -> str:
+    from strongroom.operations.recovering import wants_partial  # noqa: PLC0415
+
     flags = desk.flags
     return wiring.fetch_command(
         desk.loaded.path,
@@ -401,7 +440,7 @@ def _fetch_command(desk: Desk, target: Target, *, standby: bool) -> str:
         passphrase_file=flags.passphrase_file,
         recovery_code_file=flags.recovery_code_file,
         standby=standby,
-        partial=target.kind == "latest" and not standby,
+        partial=wants_partial(verdict) and not standby,
     )
 
 
@@ -418,7 +457,9 @@ def _tell(
         f"{show_text(wanted.source)}: restored {outcome.files:,} files,"
         f" {show_size(outcome.size)} in {show_seconds(seconds)} ({rate}/s)"
     )
-    desk.output.lines(describe(outcome.facts))
+    told = {key: value for key, value in outcome.facts.items() if value or key != "tablespaces"}
+    told |= {key: show_size(outcome.facts[key]) for key in ("fetched", "kept")}
+    desk.output.lines(describe(told))
     desk.output.line(
         f"  start it as its owner: pg_ctl -D {outcome.facts['target']} start; it fetches the log by"
         " `strongroom wal fetch`, which needs the key of the repository in its environment, or"
@@ -499,9 +540,10 @@ def table(
     at = where.point if where.point and not is_id else None
     backup = where.point if is_id else None
     with desk.repository() as repository:
-        cluster = look(repository, where.source)
+        base = _backup(repository, where.source, backup)
+        cluster = look(repository, where.source, backup=base)
         target = target_of(desk, NO_TARGET, at, backup=backup)
-        found = answer(cluster, target, backup=_backup(repository, where.source, backup))
+        found = answer(cluster, target, backup=base)
         verdict = require(found, cluster)
         configured = desk.configuration.source.get(where.source)
         with listening(desk.output) as progress:

@@ -9,6 +9,7 @@ else is refused. Source: PostgreSQL basebackup.c, basebackup_copy.c, port/tar.c.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -30,7 +31,11 @@ _MANIFEST = -1
 _LABEL = "strongroom"
 _MIDDLE = "The server ended a tar in the middle."
 Receive = Callable[[memoryview], tuple[int, memoryview] | None]
+_IN_PLACE = "allow_in_place_tablespaces"
 _PREREQUISITE, _NO_RIGHT = "55000", "42501"
+_PATH = re.compile(r"[\"«„“][^\"»”]*/")  # a quoted path; the words around it may be in any language
+_TOO_LONG = frozenset(("54000", "XX000"))
+_TAR_LIMIT = "tar"  # "file name too long for tar format": a name of more than 99 bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,6 +173,7 @@ class BaseBackup:
         self._replication = replication
         self.start = self.stop = self.timeline = self.size = 0
         self.tablespaces: tuple[Tablespace, ...] = ()
+        self.in_place: frozenset[str] = frozenset()
         self.manifest = b""
         self.damaged = False
         self._ended = False  # the copy
@@ -180,16 +186,20 @@ class BaseBackup:
     def begin(self) -> None:
         """Let the server begin; returns after its checkpoint."""
         replication = self._replication
+        # Up to 15 the tar lacks tablespaces in place where the links of the others are left out for
+        # the map; with links no location may be longer than a tar's 99 bytes.
+        links = replication.version < 160000 and replication.show(_IN_PLACE) == "on"
         if replication.version >= 150000:
             options = (
-                f"LABEL {quoted(_LABEL)}, PROGRESS, CHECKPOINT 'fast', WAIT 0, TABLESPACE_MAP,"
-                " TARGET 'client', MANIFEST 'yes', MANIFEST_CHECKSUMS 'CRC32C'"
+                f"LABEL {quoted(_LABEL)}, PROGRESS, CHECKPOINT 'fast', WAIT 0,"
+                f" TABLESPACE_MAP {str(not links).lower()}, TARGET 'client', MANIFEST 'yes',"
+                " MANIFEST_CHECKSUMS 'CRC32C'"
             )
             command = f"BASE_BACKUP ({options})"
         else:
             command = (
-                f"BASE_BACKUP LABEL {quoted(_LABEL)} PROGRESS FAST NOWAIT TABLESPACE_MAP"
-                " MANIFEST 'yes' MANIFEST_CHECKSUMS 'CRC32C'"
+                f"BASE_BACKUP LABEL {quoted(_LABEL)} PROGRESS FAST NOWAIT"
+                f"{'' if links else ' TABLESPACE_MAP'} MANIFEST 'yes' MANIFEST_CHECKSUMS 'CRC32C'"
             )
         try:
             replication.send(command)
@@ -208,7 +218,13 @@ class BaseBackup:
         self.tablespaces = tuple(
             Tablespace(oid, location)
             for oid, location in zip(self._oids, self._locations, strict=True)
-            if oid is not None
+            if oid is not None and location.startswith(b"/")
+        )
+        # allow_in_place_tablespaces: a directory in pg_tblspc; from 16 it has a tar of its own.
+        self.in_place = frozenset(
+            oid
+            for oid, location in zip(self._oids, self._locations, strict=True)
+            if oid is not None and not location.startswith(b"/")
         )
 
     def parts(self) -> Iterator[tuple[str | None, Part]]:
@@ -316,6 +332,8 @@ class BaseBackup:
 
 
 def _not_begun(fault: ServerError) -> StrongroomError:
+    if fault.state == _NO_RIGHT and _PATH.search(fault.text):
+        return _unreadable(fault)
     if fault.state == _NO_RIGHT:
         return Refused(
             f"The role may not take a base backup: {fault.text}.",
@@ -330,7 +348,22 @@ def _not_begun(fault: ServerError) -> StrongroomError:
     return StrongroomError(f"The server did not begin a backup: {fault.text} ({fault.state}).")
 
 
+def _unreadable(fault: ServerError) -> Refused:
+    """The server itself cannot read a file: the same state as a right that its role lacks."""
+    return Refused(
+        f"The server cannot read a file of its data directory: {fault.text}.",
+        do="Give the file to the server's account or take it away; then run the same command again.",
+    )
+
+
 def _broken_off(fault: ServerError) -> StrongroomError:
+    if fault.state == _NO_RIGHT:
+        return _unreadable(fault)
+    if fault.state in _TOO_LONG and _TAR_LIMIT in fault.text:
+        return Refused(
+            f"The server cannot send a file of its data directory: {fault.text}.",
+            do='Take the file away, or back the cluster up on its own host, with via = "local".',
+        )
     return StrongroomError(
         f"The server broke the backup off: {fault.text} ({fault.state}).",
         do="Run the same command again; what was uploaded is kept and used again.",

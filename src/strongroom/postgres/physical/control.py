@@ -1,9 +1,9 @@
 """pg_control: what a cluster is, in the 300 bytes that it is started by. PURE.
 
 Source: PostgreSQL src/include/catalog/pg_control.h, ControlFileData and CheckPoint, as compiled on
-64-bit machines of little endian. The layout is the same from 13 to 17 (version 1300); 18 (version
-1800) has the WAL level in a gap of the checkpoint and one more flag before the nonce, which moves
-the checksum.
+64-bit machines of little endian. The layout is the same from 13 to 16 (version 1300); 17 (1700) has
+the WAL level in a gap of the checkpoint, 18 (1800) one more flag before the nonce, which moves the
+checksum.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ FILE_SIZE = 8192
 """The file is as long; what follows the checksum is zero."""
 
 _FLOAT = 1234567.0
-_CRC_AT = {1300: 288, 1800: 292}
+_CRC_AT = {1300: 288, 1700: 288, 1800: 292}
 _U32 = struct.Struct("<I")
 
 # system id, control version, catalogue version, state, time, checkpoint, then the copy of its
@@ -50,7 +50,7 @@ class ControlFile:
     """What pg_control says. Positions are ints, sizes bytes, but for `segment_blocks`."""
 
     system_id: int
-    version: int  # of the layout: 1300 or 1800
+    version: int  # of the layout: 1300, 1700 or 1800
     catalog_version: int
     state: State
     time: datetime
@@ -141,6 +141,32 @@ class ControlFile:
         return self.block_size * self.segment_blocks
 
 
+_STARTS = struct.Struct("<QQII")  # checkpoint, its redo and its timelines
+_STARTS_AT = 32
+_BACKUP = struct.Struct("<QI4xQQ?")  # minimum recovery point and its timeline, start, end, required
+_BACKUP_AT = 136
+
+
+def as_labelled(data: bytes, start: int, checkpoint: int, timeline: int, *, standby: bool) -> bytes:
+    """pg_control as PostgreSQL makes it of a backup_label, which it then does not need any more.
+
+    Recovery begins where the backup did, and ends in an error before the end of the backup, whether
+    backup_label is there or not. `standby`: the backup was taken from one, whose minimum recovery
+    point is the end of the backup.
+    """
+    control = ControlFile.parse(data)
+    made = bytearray(data)
+    _STARTS.pack_into(made, _STARTS_AT, checkpoint, start, timeline, timeline)
+    least, of, end = start, timeline, 0
+    if standby:
+        least, of = control.min_recovery_point, control.min_recovery_timeline
+        end = least
+    _BACKUP.pack_into(made, _BACKUP_AT, least, of, start, end, True)
+    crc_at = _CRC_AT[control.version]
+    _U32.pack_into(made, crc_at, crc32c(memoryview(made)[:crc_at]))
+    return bytes(made)
+
+
 def _check_sizes(block: int, blocks: int, wal_segment: int) -> None:
     """A checksum of 32 bits is no proof: what we divide by is looked at."""
     if block not in (1024, 2048, 4096, 8192, 16384, 32768) or not blocks:
@@ -156,4 +182,4 @@ def _moment(seconds: int) -> datetime:
         raise ValueError(f"pg_control names a time that is none: {seconds}") from None
 
 
-__all__ = ["FILE_SIZE", "ControlFile", "State"]
+__all__ = ["FILE_SIZE", "ControlFile", "State", "as_labelled"]

@@ -319,7 +319,7 @@ class StreamSource:
         with _Storing(taking.session, runs, self._jobs, taking.progress):
             receiving = _Receiving(runs, taking)
             for oid, part in backup.parts():
-                receiving.take(oid, part)
+                receiving.take(oid, part, in_place=oid in backup.in_place)
             receiving.flush()
         replication.stopped = lambda: False
 
@@ -332,7 +332,7 @@ class StreamSource:
         server: ServerFacts,
         bad: tuple[BadPage, ...],
         wal: WalCopied,
-        clock: datetime | None,
+        clock: datetime,
     ) -> PhysicalFacts:
         sizes: Counter[str] = Counter()
         for file in taking.files:
@@ -358,7 +358,7 @@ class StreamSource:
             redo_lsn=label.start,
             checkpoint_lsn=label.checkpoint,
             start_time=_start_time(label, server) or started,
-            stop_time=clock or datetime.now(UTC),
+            stop_time=clock,
             backup_label=taking.kept[LABEL],
             tablespace_map=taking.kept.get(MAP, b""),
             wal_segment_size=control.wal_segment_size,
@@ -384,10 +384,13 @@ class _Receiving:
         self._at = 0
         self._pieces: list[_Piece] = []
 
-    def take(self, oid: str | None, part: Part) -> None:
+    def take(self, oid: str | None, part: Part, *, in_place: bool = False) -> None:
         """Take one tar."""
         tree, path = DATA, b""
-        if oid is not None:
+        if oid is not None and in_place:  # its directory comes with the data directory
+            path = layout.tablespace_path(oid)
+            tree = DATA + b"/" + path
+        elif oid is not None:
             tree, path = TABLESPACES + b"/" + oid.encode("ascii"), layout.tablespace_path(oid)
             self._taking.spaces.append(oid)
         for member in part.members():

@@ -53,8 +53,14 @@ class WalStream:
         self._replication, self._archive, self._control = replication, archive, control
         self._slot, self._standby = slot, standby
         self._patience, self._progress = patience, progress
-        self.clock: datetime | None = None
+        self._clock: datetime | None = None
+
+    @property
+    def clock(self) -> datetime:
         """The server's, when it began to send: the end of the backup was before."""
+        if self._clock is None:
+            raise StrongroomError("The server does not say what time it is.")
+        return self._clock
 
     def run(self, timeline: int, start: int, stop: int) -> WalCopied:
         """Fetch what is missing from `start` up to `stop`; StrongroomError when it is lost."""
@@ -73,6 +79,8 @@ class WalStream:
             self._fetch(first, missing, found)
         except ServerError as fault:
             self._gone(fault, missing, found)
+            if self._clock is None:
+                self._ask_clock()
         return found
 
     def _fetch(self, first: SegmentName, missing: list[SegmentName], found: WalCopied) -> None:
@@ -81,9 +89,10 @@ class WalStream:
         room = memoryview(bytearray(segment.size))
         wanted = {str(one) for one in missing}
         began = heard = time.monotonic()
-        while wanted or self.clock is None:
+        while wanted or self._clock is None:
             piece = self._replication.wal(_LOOK)
             if piece is None:  # the timeline ended here: its last segment is another one's
+                self._replication.result()  # raises the reason, if it is another one
                 break
             heard = self._heard(piece, heard)
             data = piece.data
@@ -102,11 +111,30 @@ class WalStream:
                 break
         found.awaited += sorted(wanted)
 
+    def _ask_clock(self) -> None:
+        """What was archived may be gone from the server; where it writes now it sends, and its time.
+
+        Nothing is reported as written: nothing of that is kept.
+        """
+        self._replication.drain()
+        system = self._replication.identify()
+        try:
+            self._replication.start(system.position, system.timeline)
+        except ServerError as fault:
+            raise StrongroomError(f"The server does not send its log: {fault.text}.") from None
+        self._replication.report(0, 0, reply=True)
+        began = time.monotonic()
+        while self._clock is None and time.monotonic() - began < _ENOUGH:
+            piece = self._replication.wal(_LOOK)
+            if piece is None:
+                break
+            self._heard(piece, began)
+
     def _heard(self, piece: WalData, before: float) -> float:
         if not piece.sent:
             return before
-        if self.clock is None:
-            self.clock = moment(piece.sent)
+        if self._clock is None:
+            self._clock = moment(piece.sent)
         return time.monotonic()
 
     def _enough(self, segment: SegmentName, wanted: set[str], began: float, heard: float) -> bool:

@@ -8,9 +8,10 @@ write into the archive of the original (traps 48 to 51). PostgreSQL 13 to 18.
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Literal
@@ -53,12 +54,18 @@ _PLACES = frozenset(
 )
 
 
+_INCLUDES = frozenset(("include", "include_dir", "include_if_exists"))
+_DEEPEST = 10  # as in PostgreSQL
+_VALUE = re.compile(rb"\s*[A-Za-z_]+\s*=?\s*([^\s'#]+|'((?:[^']|'')*)')")
+
+
 @dataclass(frozen=True, slots=True)
 class Recovery:
     """How a restored cluster recovers.
 
     At most one of `time`, `lsn`, `xid`, `name`, `immediate`; with none of them to the end of the
-    log. `timeline` None is the backup's own. A `standby` recovers for ever, on the newest timeline.
+    log. `timeline` None is the backup's own. A `standby` recovers for ever, on the newest timeline, and
+    streams from the `primary` (a conninfo) if it has one.
     `restore_command` None leaves it without one: only what is in pg_wal.
     """
 
@@ -72,6 +79,7 @@ class Recovery:
     exclusive: bool = False
     action: Action = "promote"
     standby: bool = False
+    primary: str = ""
 
     @property
     def signal(self) -> bytes:
@@ -106,10 +114,12 @@ class Recovery:
             ("archive_cleanup_command", ""),
             ("recovery_end_command", ""),
             ("recovery_min_apply_delay", "0"),
-            ("primary_conninfo", ""),
+            ("primary_conninfo", self.primary if self.standby else ""),
             ("primary_slot_name", ""),
             ("archive_mode", "off"),
         ]
+        if self.standby or self.action == "pause":  # to be looked at, whatever the original was
+            rows.append(("hot_standby", "on"))
         return rows
 
 
@@ -126,15 +136,39 @@ def auto_conf(old: bytes, recovery: Recovery, note: str) -> bytes:
     return b"\n".join(lines) + b"\n"
 
 
-def own_conf(text: bytes) -> bytes:
-    """A postgresql.conf that lay outside the data directory, as one inside it: every place that it
-    names is the original's."""
+def own_conf(path: bytes, files: Mapping[bytes, Callable[[], bytes]], depth: int = 0) -> bytes:
+    """A postgresql.conf that lay outside the data directory, as one inside it.
+
+    `files` are what is kept of the configuration, by absolute path: what it includes is put where it
+    is included. Every other place that it names is the original's.
+    """
     lines = []
-    for line in text.splitlines():
+    for line in files[path]().splitlines():
         match = _LINE.match(line)
-        foreign = match is not None and match[1].decode("ascii").lower() in _PLACES
-        lines.append(b"# of the original: " + line if foreign else line)
+        name = match[1].decode("ascii").lower() if match else ""
+        lines.append(b"# of the original: " + line if name in _PLACES else line)
+        if name in _INCLUDES and depth < _DEEPEST:
+            for one in _included(line, name, path, files):
+                lines.append(b"# from " + one.replace(b"\n", b"?"))
+                lines += own_conf(one, files, depth + 1).splitlines()
     return b"\n".join(lines) + b"\n"
+
+
+def _included(line: bytes, name: str, path: bytes, files: Mapping[bytes, object]) -> list[bytes]:
+    match = _VALUE.match(line)
+    if match is None:
+        return []
+    value = match[2].replace(b"''", b"'") if match[2] is not None else match[1]
+    place = os.path.normpath(os.path.join(os.path.dirname(path), value))
+    if name != "include_dir":
+        return [place] if place in files else []
+    return sorted(
+        one
+        for one in files
+        if os.path.dirname(one) == place
+        and one.endswith(b".conf")
+        and not os.path.basename(one).startswith(b".")
+    )
 
 
 def quoted(value: str) -> str:

@@ -16,15 +16,18 @@ import os
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 from strongroom.errors import Damaged, Refused, StrongroomError, TargetFull
 from strongroom.format.tree import Entry, Kind
 from strongroom.kernel import sync_file_system
-from strongroom.postgres.physical.control import FILE_SIZE, ControlFile
-from strongroom.postgres.physical.facts import PhysicalFacts, Tablespace
+from strongroom.postgres.physical.control import FILE_SIZE, ControlFile, as_labelled
+from strongroom.postgres.physical.crc import crc32c
+from strongroom.postgres.physical.facts import CONFIG, TABLESPACES, PhysicalFacts, Tablespace
 from strongroom.postgres.physical.label import Label
+from strongroom.postgres.physical.manifest import File, Manifest
 from strongroom.postgres.recovery.settings import (
     AUTO_CONF,
     RECOVERY_SIGNAL,
@@ -39,6 +42,7 @@ from strongroom.repository.ports import Outcome, Problem, SnapshotReader
 
 MARKER = b"strongroom.restoring"
 _CONTROL = b"global/pg_control"
+_MANIFEST = b"backup_manifest"
 _PG_WAL = b"pg_wal"
 _OWN = frozenset((AUTO_CONF, RECOVERY_SIGNAL, STANDBY_SIGNAL, MARKER))
 _SCRATCH = b".strongroom"
@@ -58,6 +62,15 @@ class _Place:
 
     def relative(self, entry: Entry) -> bytes:
         return entry.path[len(self.prefix) + 1 :]
+
+
+@dataclass(frozen=True, slots=True)
+class _Control:
+    """pg_control as it will be."""
+
+    content: bytes
+    mode: int
+    owner: Owner | None
 
 
 class PhysicalSink:
@@ -83,6 +96,7 @@ class PhysicalSink:
         self._recovery, self._delta = recovery, delta
         self._spaces = {key: os.path.abspath(path) for key, path in (spaces or {}).items()}
         self._owner_of = owner
+        self._changed: dict[bytes, bytes] = {}  # files that are not as the backup has them
         self._jobs = jobs or max(2, os.cpu_count() or 2)
 
     # -- before ----------------------------------------------------------------------------
@@ -93,13 +107,9 @@ class PhysicalSink:
         exists, old = self._look_at(self._target, facts)
         spaces = self._locations(facts)
         size = sum(facts.size_by_kind.values()) or _size(snapshot)
-        room = os.statvfs(_nearest(self._target))
-        free = room.f_bavail * room.f_frsize
-        if not old and size > free:
-            raise Refused(
-                f"The backup has {size:,} bytes; {shown(self._target)!r} has room for {free:,}.",
-                do="Choose another place, or map tablespaces to other disks with --tablespace.",
-            )
+        free = free_at(self._target)
+        if not old:
+            self._check_room(snapshot, spaces, size)
         return {
             "target": shown(self._target),
             "exists": exists,
@@ -113,6 +123,25 @@ class PhysicalSink:
             "server_version": facts.server.get("version"),
             "starts_at": facts.backup_label.split(b"\n", 1)[0].decode("ascii", "replace"),
         }
+
+    def _check_room(self, snapshot: SnapshotReader, spaces: Mapping[str, bytes], size: int) -> None:
+        """Does what goes to each file system fit there?"""
+        wanted = {self._target: size}
+        for oid, path in spaces.items():
+            prefix = TABLESPACES + b"/" + oid.encode()
+            wanted[path] = sum(entry.size for entry in snapshot.entries(prefix))
+            wanted[self._target] -= wanted[path]
+        devices: dict[int, list[bytes]] = {}
+        for path in wanted:
+            devices.setdefault(os.stat(_nearest(path)).st_dev, []).append(path)
+        for paths in devices.values():
+            needed, free = sum(wanted[path] for path in paths), free_at(paths[0])
+            if needed > free:
+                names = " and ".join(repr(shown(path)) for path in paths)
+                raise Refused(
+                    f"The backup has {needed:,} bytes for {names}; there is room for {free:,}.",
+                    do="Choose another place, or map tablespaces to other disks with --tablespace.",
+                )
 
     def _look_at(self, path: bytes, facts: PhysicalFacts) -> tuple[bool, bool]:
         """Return whether the target exists, and whether something is in it (trap 53)."""
@@ -181,8 +210,11 @@ class PhysicalSink:
         asked = dict(self._spaces)
         for space in facts.tablespaces:
             given = asked.pop(space.oid.encode(), None) or asked.pop(space.location, None)
-            if given is None and not space.location.startswith(b"/"):  # allow_in_place_tablespaces
-                continue
+            if not (given or space.location).startswith(b"/"):
+                raise Damaged(
+                    f"The backup names no place for its tablespace {space.oid}.",
+                    do=f"Give it one: --tablespace {space.oid}=DIRECTORY.",
+                )
             place = given or space.location
             found[space.oid] = place
             self._check_space(space, place, given is not None)
@@ -258,6 +290,8 @@ class PhysicalSink:
             self._link(data, spaces)
             config = self._external(snapshot, data, writer, facts)
             self._configure(snapshot, data, facts, spaces)
+            control = self._control(snapshot, facts)
+            self._amend_manifest(data)
             if old:
                 for place in places:
                     self._clear(place, facts)
@@ -265,7 +299,7 @@ class PhysicalSink:
             progress.phase("making it durable")
             for place in places:
                 sync_file_system(place.folders.root)
-            self._commit(snapshot, data, facts)
+            self._commit(data, facts, control)
         finally:
             for place in places:
                 place.folders.close()
@@ -414,24 +448,21 @@ class PhysicalSink:
         return beside
 
     def _adopt(self, snapshot: SnapshotReader, data: _Place) -> None:
-        found: dict[bytes, list[Entry]] = {}
-        for entry in snapshot.entries(b"config"):
-            if entry.kind is Kind.FILE:
-                found.setdefault(entry.path.rpartition(b"/")[2], []).append(entry)
+        files = {
+            entry.path[len(CONFIG) :]: partial(_content, snapshot, entry)
+            for entry in snapshot.entries(CONFIG)
+            if entry.kind is Kind.FILE
+        }
         root = data.folders.root
         inside = data.names.get(b"", set())
         for name in (b"postgresql.conf", b"pg_hba.conf", b"pg_ident.conf"):
-            if name in inside or len(found.get(name, [])) != 1:
+            found = [path for path in files if path.endswith(b"/" + name)]
+            if name in inside or len(found) != 1:
                 continue
-            main = found[name][0]
-            text = _content(snapshot, main)
-            if name == b"postgresql.conf":
-                folder = main.path.rpartition(b"/")[0] + b"/conf.d/"
-                for more in snapshot.entries(folder.rstrip(b"/")):
-                    if more.kind is Kind.FILE and more.path.endswith(b".conf"):
-                        text += b"\n" + _content(snapshot, more)
-                text = own_conf(text)
+            main = name == b"postgresql.conf"
+            text = own_conf(found[0], files) if main else files[found[0]]()
             self._put(root, name, text, 0o600)
+            self._changed[name] = text
             inside.add(name)
 
     def _configure(
@@ -452,6 +483,7 @@ class PhysicalSink:
                 oid.encode() + b" " + _escaped(path) + b"\n" for oid, path in sorted(spaces.items())
             ]
             self._put(root, b"tablespace_map", b"".join(lines), 0o600)
+            self._changed[b"tablespace_map"] = b"".join(lines)
         if self._recovery is None:
             return
         entry = snapshot.find(b"data/" + AUTO_CONF)
@@ -495,22 +527,54 @@ class PhysicalSink:
                     mode = 0o750 if mode & 0o050 == 0o050 else 0o700
                 os.fchmod(fd, mode)
 
-    def _commit(self, snapshot: SnapshotReader, data: _Place, facts: PhysicalFacts) -> None:
-        """All else is durable: pg_control takes its place, and the directory can be started."""
+    def _control(self, snapshot: SnapshotReader, facts: PhysicalFacts) -> _Control:
+        """pg_control, so that recovery begins where the backup did even without backup_label: what it
+        named when it was copied is a later checkpoint, and a start from there is silent corruption
+        (trap 4)."""
         entry = snapshot.find(b"data/" + _CONTROL)
         if entry is None:
             raise Damaged("The backup has no pg_control.")
         content = _content(snapshot, entry)
         try:
-            control = ControlFile.parse(content)
-            label = _read_at(data.folders.root, b"backup_label")
-            same = Label.parse(label) == Label.parse(facts.backup_label)
+            label = Label.parse(facts.backup_label)
+            system_id = ControlFile.parse(content).system_id
+            made = as_labelled(
+                content, label.start, label.checkpoint, label.timeline, standby=label.from_standby
+            )
+        except ValueError as fault:
+            raise Damaged(f"What was restored is no cluster: {fault}.") from None
+        if system_id != facts.system_id:
+            raise Damaged("What was restored is not what the facts of the backup say.")
+        self._changed[_CONTROL] = made
+        return _Control(made, entry.mode, self._owner(entry))
+
+    def _amend_manifest(self, data: _Place) -> None:
+        """backup_manifest tells of the files that are another's now, so that pg_verifybackup has
+        nothing to say of them; it passes over those of recovery itself."""
+        root = data.folders.root
+        try:
+            manifest = Manifest.parse(_read_at(root, _MANIFEST))
+        except (OSError, ValueError):
+            return  # pg_verifybackup says it
+        files = {file.path: file for file in manifest.files}
+        now = int(time.time())
+        for path, content in self._changed.items():
+            files[path] = File.summed(path, len(content), now, crc32c(content))
+        made = replace(manifest, files=tuple(files.values())).encode()
+        self._put(root, _MANIFEST, made, 0o600)
+
+    def _commit(self, data: _Place, facts: PhysicalFacts, control: _Control) -> None:
+        """All else is durable: pg_control takes its place, and the directory can be started."""
+        try:
+            same = Label.parse(_read_at(data.folders.root, b"backup_label")) == Label.parse(
+                facts.backup_label
+            )
         except (OSError, ValueError) as fault:
             raise Damaged(f"What was restored is no cluster: {fault}.") from None
-        if not same or control.system_id != facts.system_id:
+        if not same:
             raise Damaged("What was restored is not what the facts of the backup say.")
         folder = data.folders.of(b"global")
-        self._put(folder, b"pg_control", content, entry.mode, self._owner(entry))
+        self._put(folder, b"pg_control", control.content, control.mode, control.owner)
         os.fsync(folder)
         os.unlink(MARKER, dir_fd=data.folders.root)
         os.fsync(data.folders.root)
@@ -601,10 +665,8 @@ def _content(snapshot: SnapshotReader, entry: Entry) -> bytes:
 
 def _read_at(folder: int, name: bytes) -> bytes:
     fd = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=folder)
-    try:
-        return os.read(fd, 1 << 20)
-    finally:
-        os.close(fd)
+    with open(fd, "rb") as file:
+        return file.read()
 
 
 def _size(snapshot: SnapshotReader) -> int:
@@ -648,10 +710,16 @@ def _lives(path: bytes) -> bool:
     return True
 
 
+def free_at(path: bytes) -> int:
+    """Free bytes where a path is or would be."""
+    room = os.statvfs(_nearest(os.path.abspath(path)))
+    return room.f_bavail * room.f_frsize
+
+
 def _nearest(path: bytes) -> bytes:
     while not os.path.lexists(path):
         path = os.path.dirname(path)
     return path
 
 
-__all__ = ["MARKER", "PhysicalSink", "facts_of"]
+__all__ = ["MARKER", "PhysicalSink", "facts_of", "free_at"]

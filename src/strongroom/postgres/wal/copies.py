@@ -13,9 +13,9 @@ from strongroom.repository.wal import WalStore
 class CopiedWal:
     """The WAL of one source in a repository; see `physical.wal_copy.WalArchive`."""
 
-    def __init__(self, store: WalStore, source: str) -> None:
+    def __init__(self, store: WalStore, source: str, *, accept_system: bool = False) -> None:
         self._store, self._source = store, source
-        self._pusher = Pusher(store)
+        self._pusher = Pusher(store, accept_system=accept_system)
 
     def expect(self, system_id: int) -> None:
         """Refused when the source's WAL is another system's."""

@@ -146,9 +146,8 @@ class Pusher:
                     f" {system_id}.",
                     means="Nothing was archived, and the server keeps its WAL: mixed with the other"
                     " system's it would make both unrecoverable.",
-                    do="If the cluster was made anew or upgraded, run this once in its data"
-                    f" directory: `strongroom wal push --source {source} --accept-system"
-                    " pg_wal/FILE`. If not, name the right source in archive_command.",
+                    do="If the cluster was made anew or upgraded, run this once: `strongroom backup"
+                    f" {source} --accept-system`. If not, name the right source in archive_command.",
                 )
             if system_id not in systems:
                 self._store.bind(source, system_id)
