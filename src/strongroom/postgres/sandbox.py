@@ -72,14 +72,12 @@ class Sandbox(EmbeddedServer):
         Damaged when PostgreSQL does not come to the target; DatabaseUnreachable when it does not
         start.
         """
-        data = self.data_directory
-        with open(os.path.join(data, "global/pg_control"), "rb") as file:
-            control = ControlFile.parse(file.read(FILE_SIZE))
+        control = ControlFile.parse(self._read("global/pg_control", FILE_SIZE))
         self._deliverer.start(control.wal_segment_size)
         self._own("postgresql.auto.conf", b"")
         self._own(recovery.signal.decode(), b"")
         self._write_configuration(recovery, control)
-        self.user = next(iter(superusers(data)), self.user)
+        self.user = next(iter(superusers(self._read)), self.user)
         self._guard = self._launch()
         progress.phase("recovering")
         self._wait_for_recovery(recovery)
@@ -90,7 +88,22 @@ class Sandbox(EmbeddedServer):
         super().close()
         self._deliverer.close()
 
+    def _read(self, name: str, size: int) -> bytes:
+        """The beginning of a file of the data directory; OSError."""
+        with open(os.path.join(self.data_directory, name), "rb") as file:
+            return file.read(size)
+
+    def deliver(self, path: str, data: bytes) -> None:
+        """Put a file of the log where the server asked for it: relative to the data directory."""
+        target = os.path.join(self.data_directory, path)
+        scratch = target + ".strongroom"
+        with suppress(FileNotFoundError):
+            os.unlink(scratch)
+        self.give(scratch, data)
+        os.rename(scratch, target)
+
     def _own(self, name: str, content: bytes) -> None:
+        """Write a file of the data directory anew."""
         path = os.path.join(self.data_directory, name)
         with suppress(FileNotFoundError):
             os.unlink(path)
@@ -171,7 +184,7 @@ class Sandbox(EmbeddedServer):
                     row = connection.execute("SELECT pg_is_in_recovery()").fetchone()
             except psycopg.OperationalError as fault:
                 if re.search(r'role ".*" (does not exist|is not permitted)', str(fault)):
-                    found = superusers(self.data_directory)
+                    found = superusers(self._read)
                     self.user = (
                         found[(found.index(self.user) + 1) % len(found)]
                         if self.user in found
@@ -222,8 +235,7 @@ class Restored(Sandbox):
 
     def start(self) -> EmbeddedServer:
         """Start it and wait until it has recovered."""
-        with open(os.path.join(self._data, "global/pg_control"), "rb") as file:
-            control = ControlFile.parse(file.read(FILE_SIZE))
+        control = ControlFile.parse(self._read("global/pg_control", FILE_SIZE))
         self._deliverer.start(control.wal_segment_size)
         self._keep("hba.conf", _HBA)
         values = {
@@ -234,7 +246,7 @@ class Restored(Sandbox):
             "restore_command": self._fetch_command(),
         }
         self._words = [word for row in values.items() for word in ("-c", "=".join(row))]
-        self.user = next(iter(superusers(self._data)), self.user)
+        self.user = next(iter(superusers(self._read)), self.user)
         self._guard = self._launch()
         self._wait_for_recovery(Recovery())
         return self
@@ -301,12 +313,7 @@ class _Deliverer:
             data = self._get(name)
             if data is None:
                 return 1
-            target = os.path.join(self._sandbox.data_directory, path)
-            scratch = target + ".strongroom"
-            with suppress(FileNotFoundError):
-                os.unlink(scratch)
-            self._sandbox.give(scratch, data)
-            os.rename(scratch, target)
+            self._sandbox.deliver(path, data)
         except StrongroomError as fault:
             self.fault = fault
             return _DOUBT
@@ -356,14 +363,14 @@ _BOOTSTRAP = 10
 _MAP_MAGIC, _AUTHID = 0x592717, 1260
 
 
-def superusers(data: str) -> list[str]:
+def superusers(read: Callable[[str, int], bytes]) -> list[str]:
     """Names of superusers, the first one's first, read from the pages of pg_authid.
 
-    Rows of the past may be among them: whoever uses a name finds out.
+    `read` gives the beginning of a file of the data directory, or an OSError. Rows of the past may be
+    among them: whoever uses a name finds out.
     """
     try:
-        with open(os.path.join(data, "global", str(_authid_file(data))), "rb") as file:
-            pages = file.read(64 * _PAGE)
+        pages = read(f"global/{_authid_file(read)}", 64 * _PAGE)
     except OSError:
         return []
     found: dict[str, int] = {}
@@ -374,11 +381,10 @@ def superusers(data: str) -> list[str]:
     return sorted(found, key=lambda name: (found[name] != _BOOTSTRAP, name))
 
 
-def _authid_file(data: str) -> int:
+def _authid_file(read: Callable[[str, int], bytes]) -> int:
     """The file that pg_authid is in, as global/pg_filenode.map says."""
     try:
-        with open(os.path.join(data, "global/pg_filenode.map"), "rb") as file:
-            raw = file.read(4096)
+        raw = read("global/pg_filenode.map", 4096)
         magic, count = struct.unpack_from("<ii", raw)
         if magic == _MAP_MAGIC:
             for number in range(count):
