@@ -31,7 +31,7 @@ Fetch = Callable[[str], bytes | None]
 
 _AHEAD = 4
 _DOUBT = 255  # above 125: recovery stops instead of taking it for the log's end
-_PAUSE = 0.05
+_PAUSE = 0.02
 _LOG_READ = 256 * 1024
 _HBA = "local all all trust\n"
 _SCRIPT = """\
@@ -43,7 +43,7 @@ exit "$status"
 
 
 class Sandbox(EmbeddedServer):
-    """One throw-away server; `directory` as for an EmbeddedServer.
+    """One throw-away server; `directory` as for an EmbeddedServer, `parent` where a temporary one is.
 
     Fill `data_directory` first (a `PhysicalSink` without recovery, owned by `owner`), then `recover`.
     """
@@ -54,10 +54,12 @@ class Sandbox(EmbeddedServer):
         fetch: Fetch,
         *,
         directory: str | None = None,
+        parent: str | None = None,
         settings: Mapping[str, str] | None = None,
         ahead: int = _AHEAD,
     ) -> None:
         super().__init__(_installation(major), directory, durable=False, settings=settings)
+        self._parent = parent
         self._deliverer = _Deliverer(fetch, self, ahead)
         self._initialised = True
 
@@ -81,6 +83,15 @@ class Sandbox(EmbeddedServer):
         self._guard = self._launch()
         progress.phase("recovering")
         self._wait_for_recovery(recovery)
+
+    @property
+    def running(self) -> bool:
+        """Whether the server has not ended by itself."""
+        return self._guard is not None and self._guard.poll() is None
+
+    def ended(self) -> StrongroomError:
+        """Why it runs no more."""
+        return self._fault()
 
     def close(self) -> None:
         """Stop the server and remove everything."""
@@ -144,6 +155,9 @@ class Sandbox(EmbeddedServer):
             "max_prepared_transactions": str(control.max_prepared_transactions),
             "max_locks_per_transaction": str(control.max_locks_per_transaction),
         }
+        if self.installation.version[0] >= 15:
+            # It asks for pages whose images are in the log just ahead of it, and are not read.
+            values["recovery_prefetch"] = "off"
         values |= dict(recovery.settings())
         values["restore_command"] = self._fetch_command()
         values |= self._settings

@@ -15,7 +15,7 @@ import subprocess
 import tempfile
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import cached_property
 
 from strongroom.errors import Refused, StrongroomError, TargetFull
@@ -64,9 +64,9 @@ class OpenedServer(Sandbox):
         cache: int = CACHE,
         scratch: str | None = None,
         on_fault: OnFault | None = None,
+        settings: Mapping[str, str] | None = None,
     ) -> None:
-        super().__init__(major, fetch)
-        self._parent = scratch
+        super().__init__(major, fetch, parent=scratch, settings=settings)
         self._snapshot = snapshot
         self._tell = on_fault
         self.damage: StrongroomError | None = None
