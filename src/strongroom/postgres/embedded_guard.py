@@ -28,7 +28,9 @@ _STEPS = ((signal.SIGINT, 20.0), (signal.SIGQUIT, 5.0), (signal.SIGKILL, 5.0))
 _NEWNS, _NEWUSER = 0x20000, 0x10000000
 _NOSUID, _NODEV, _NOATIME, _BIND, _REC, _PRIVATE = 2, 4, 1024, 4096, 16384, 1 << 18
 _MOUNT_SETATTR, _AT_FDCWD, _RECURSIVE, _READ_ONLY = 442, -100, 0x8000, 1
-_READ_AHEAD_KB = b"1024"
+# Of the kernel's page cache for this mount: how much is read ahead, which share may wait to be written
+# (1 % is what file systems in user space get: a server that writes much sleeps most of the time).
+_TUNING = {"read_ahead_kb": b"1024"}
 
 
 class _MountAttr(ctypes.Structure):
@@ -88,21 +90,20 @@ def _mounted(directory: str, uid: int, gid: int) -> int:
     words = f"fd={device},rootmode=40000,user_id={uid},group_id={gid},default_permissions"
     words += ",allow_other" if root else ""
     mount("strongroom", path, "fuse.strongroom", _NOSUID | _NODEV | _NOATIME, words)
-    _read_more(path)
+    _tune(path)
     read_only("/", _MountAttr(set=_READ_ONLY), _RECURSIVE)  # from Linux 5.12 on
     for each in (*kept, path):
         read_only(each, _MountAttr(clear=_READ_ONLY), 0)
     return device
 
 
-def _read_more(path: str) -> None:
-    """Let the kernel read more ahead than it would; where that is not ours to set, it does without."""
+def _tune(path: str) -> None:
+    """Let the kernel keep more; where that is not ours to set, it does with less."""
     with suppress(OSError), open("/proc/self/mountinfo") as lines:
-        for line in lines:
-            words = line.split()
-            if words[4] == path:
-                with open(f"/sys/class/bdi/{words[2]}/read_ahead_kb", "wb") as file:
-                    file.write(_READ_AHEAD_KB)
+        devices = [words[2] for words in map(str.split, lines) if words[4] == path]
+        for name, value in _TUNING.items():
+            with suppress(OSError), open(f"/sys/class/bdi/{devices[-1]}/{name}", "wb") as file:
+                file.write(value)
 
 
 def _exec(uid: int, gid: int, mount: str, argv: list[str]) -> None:
