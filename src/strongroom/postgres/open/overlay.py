@@ -410,12 +410,9 @@ def _runs(dirty: bytearray, begin: int, end: int) -> Iterator[tuple[bool, int, i
     while begin < end:
         block = begin >> _SHIFT
         ours = block < len(dirty) and dirty[block] == 1
-        if block >= len(dirty):
+        after = dirty.find(0 if ours else 1, block, limit)
+        if after < 0:  # what is behind the marks is zeros on both sides
             after = limit
-        else:
-            after = dirty.find(0 if ours else 1, block, limit)
-            if after < 0:
-                after = len(dirty) if ours and len(dirty) < limit else limit
         stop = min(after << _SHIFT, end)
         yield ours, begin, stop
         begin = stop
