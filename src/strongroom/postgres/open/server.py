@@ -29,6 +29,7 @@ from strongroom.postgres.sandbox import Fetch, Sandbox
 from strongroom.repository.reader import SnapshotReader
 
 CACHE = 256 * 1024 * 1024
+_DEVICE = "/dev/fuse"
 _PREFIX = "strongroom-open-"
 _LOCK = "lock"
 _LEAST_ROOM = 256 * 1024 * 1024
@@ -238,9 +239,9 @@ def _lock(folder: str) -> int:
 def _require_device() -> None:
     """NoFuse where it is plain that nothing can be mounted."""
     try:
-        os.close(os.open("/dev/fuse", os.O_RDWR | os.O_CLOEXEC))
+        os.close(os.open(_DEVICE, os.O_RDWR | os.O_CLOEXEC))
     except OSError as fault:
-        raise NoFuse(f"/dev/fuse: {fault.strerror}") from None
+        raise NoFuse(f"{_DEVICE}: {fault.strerror}") from None
 
 
 __all__ = ["CACHE", "NoFuse", "OpenedServer"]
