@@ -10,6 +10,7 @@ import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 
 from bench.files import fresh
 from bench.measure import Row, missing, size_of
@@ -37,7 +38,7 @@ _SETTINGS = {
 }
 
 
-def open_(work: str, times: int, sizes: tuple[str, ...] = ("2 GB",)) -> list[Row]:
+def open_(work: str, times: int, sizes: Sequence[str] = ("2 GB",)) -> list[Row]:
     """Open clusters of some sizes."""
     try:
         installation = find_server(15)
@@ -63,7 +64,7 @@ def _one(work: str, times: int, size: str, server: EmbeddedServer) -> list[Row]:
         _ask("open", "bench", "--sql", _QUERY, work=work)
         opened.append(time.perf_counter() - began)
     began = time.perf_counter()
-    _ask("open", "bench", "--without-fuse", "--sql", _QUERY, work=work)
+    _ask("open", "bench", "--restore", "--sql", _QUERY, work=work)
     restored = time.perf_counter() - began
     value = statistics.median(opened)
     return [
@@ -96,7 +97,15 @@ def make(work: str, server: EmbeddedServer, scale: float) -> None:
         assert row is not None
     for name in sorted(os.listdir(f"{server.data_directory}/pg_wal")):
         if len(name) == 24 and name <= row[0]:
-            _ask("wal", "push", "--source", "bench", f"pg_wal/{name}", work=work, cwd=server.data_directory)
+            _ask(
+                "wal",
+                "push",
+                "--source",
+                "bench",
+                f"pg_wal/{name}",
+                work=work,
+                cwd=server.data_directory,
+            )
     print(f"  {size_of(server.data_directory) / 1e9:.2f} GB", file=sys.stderr, flush=True)
 
 
@@ -107,7 +116,9 @@ def _ask(*words: str, work: str, cwd: str | None = None) -> bytes:
         "STRONGROOM_CONFIG": f"{work}/strongroom.toml",
         "XDG_CACHE_HOME": f"{work}/cache",
     }
-    return subprocess.run([OURS, *words], env=environ, cwd=cwd, check=True, stdout=subprocess.PIPE).stdout
+    return subprocess.run(
+        [OURS, *words], env=environ, cwd=cwd, check=True, stdout=subprocess.PIPE
+    ).stdout
 
 
 __all__ = ["open_"]

@@ -31,22 +31,29 @@ def words_of(command: str) -> list[str]:
         words = shlex.split(command)
     except ValueError as fault:
         raise UsageError(f"--exec: {fault}.", do="Quote it as a shell would have it.") from None
-    if not words:
+    if not words or not words[0]:
         raise UsageError("--exec names no command.")
     return words
 
 
-def psql(sandbox: Sandbox, sql: str) -> list[str]:
-    """psql that runs some SQL, with nobody's settings."""
+def psql(sandbox: Sandbox) -> list[str]:
+    """psql that runs what it is given on stdin, with nobody's settings."""
     beside = os.path.join(sandbox.installation.bindir, "psql")
     program = beside if os.access(beside, os.X_OK) else shutil.which("psql")
     if program is None:
         raise NotFound("There is no psql here.", do="Install PostgreSQL's client programs.")
-    return [program, "--no-psqlrc", "--quiet", "--set=ON_ERROR_STOP=1", "--command", sql]
+    return [program, "--no-psqlrc", "--quiet", "--set=ON_ERROR_STOP=1", "--file=-"]
 
 
-def run(argv: Sequence[str], environ: Mapping[str, str], *, stdout: int | None = None) -> int:
-    """Run a command in the foreground; its status as a shell would tell it.
+def run(
+    argv: Sequence[str],
+    environ: Mapping[str, str],
+    *,
+    given: bytes | None = None,
+    stdout: int | None = None,
+) -> tuple[int, str]:
+    """Run a command in the foreground, with what it is `given` on stdin: its status as a
+    shell would tell it, and what it said where `stdout` is a pipe.
 
     What the terminal sends to both is the command's to answer; a SIGTERM to us is passed on.
     """
@@ -66,7 +73,8 @@ def run(argv: Sequence[str], environ: Mapping[str, str], *, stdout: int | None =
     }
     try:
         try:
-            process = subprocess.Popen(list(argv), env=dict(environ), stdout=stdout)
+            stdin = None if given is None else subprocess.PIPE
+            process = subprocess.Popen(list(argv), env=dict(environ), stdin=stdin, stdout=stdout)
         except (OSError, ValueError) as fault:
             why = getattr(fault, "strerror", None) or str(fault)
             raise StrongroomError(
@@ -76,11 +84,13 @@ def run(argv: Sequence[str], environ: Mapping[str, str], *, stdout: int | None =
             ) from None
         for number in early:
             process.send_signal(number)
-        status = process.wait()
+        said, _ = process.communicate(given)
+        status = process.returncode
     finally:
         for each, handler in before.items():
             signal.signal(each, handler)
-    return status if status >= 0 else 128 - status
+    text = (said or b"").decode("utf-8", "replace")
+    return (status if status >= 0 else 128 - status), text
 
 
 __all__ = ["environment", "psql", "run", "words_of"]

@@ -182,7 +182,9 @@ class _Spoiled:
         return []
 
     def bring(self, ids: list[bytes], take: object) -> dict[int, StrongroomError]:
-        faults = {n: Damaged("its pack is damaged") for n, one in enumerate(ids) if one in self.lost}
+        faults = {
+            n: Damaged("its pack is damaged") for n, one in enumerate(ids) if one in self.lost
+        }
         whole = [n for n in range(len(ids)) if n not in faults]
 
         def give(numbers: list[int], parts: list[memoryview]) -> None:
@@ -213,7 +215,7 @@ def test_a_chunk_that_cannot_be_had_is_an_error_with_its_file_and_never_zeros(
     try:
         server.recover(Recovery(), progress=Silent())
         with server.connect() as connection:
-            with pytest.raises(psycopg.Error, match="could not read block 0 .*Input/output error"):
+            with pytest.raises(psycopg.Error, match=r"could not read block 0 .*Input/output error"):
                 connection.execute("SELECT count(*) FROM far")
             assert connection.execute("SELECT count(*) FROM ledger").fetchone() == (31,)
     except NoFuse as fault:

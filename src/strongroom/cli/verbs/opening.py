@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import subprocess
 import time
+from contextlib import ExitStack
 from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
@@ -14,7 +16,7 @@ from strongroom.cli.flags import Everywhere
 from strongroom.cli.names import show_text
 from strongroom.cli.progress import listening
 from strongroom.cli.verbs.recovery import NO_TARGET, OpeningFlags, TargetFlags, found_at
-from strongroom.errors import Interrupted, StrongroomError, UsageError
+from strongroom.errors import Interrupted, UsageError
 from strongroom.progress import Progress
 from strongroom.rules.sizes import show_seconds
 
@@ -65,16 +67,15 @@ def open_cluster(
     how = opening.how(desk)
     with desk.repository() as repository:
         cluster, found = found_at(desk, repository, place, target)
-        with listening(desk.output) as shown:
-            phases = _Phases(shown, began)
-            server = opened(
-                repository, cluster, found.verdict, how=how, jobs=desk.jobs, progress=phases
-            )
-            sandbox = server.__enter__()
-        try:
+        with ExitStack() as stack:
+            with listening(desk.output) as shown:
+                phases = _Phases(shown, began)
+                sandbox = stack.enter_context(
+                    opened(
+                        repository, cluster, found.verdict, how=how, jobs=desk.jobs, progress=phases
+                    )
+                )
             status, body = _use(desk, cluster, sandbox, argv, sql, database, phases)
-        finally:
-            server.__exit__(None, None, None)
     fault = getattr(sandbox, "damage", None)
     if fault is not None and status == 0:
         fault.means = "What was asked may be missing from the answer; other tables are not touched."
@@ -109,16 +110,24 @@ def _use(
         "seconds": round(seconds, 3),
         "phases": phases.told,
     }
+    given = None if sql is None else os.fsencode(sql) + b"\n"
     if sql is not None:
-        argv = psql(sandbox, sql)
+        argv = psql(sandbox)
     if argv is None:
         desk.output.event("open", facts)
         _show(desk, cluster, sandbox, seconds, environ)
         _wait(sandbox)
         return 0, facts
     desk.output.note(f"open in {show_seconds(seconds)}")
-    status = run(argv, environ, stdout=2 if desk.output.json else None)
-    return status, facts | {"status": status}
+    # With --json stdout is for lines of JSON: an answer is kept for the last of them, what a command
+    # says goes to stderr.
+    stdout = None
+    if desk.output.json:
+        stdout = subprocess.PIPE if sql is not None else 2
+    status, said = run(argv, environ, given=given, stdout=stdout)
+    if sql is None:
+        return status, facts
+    return min(status, 1), facts | {"output": said}
 
 
 def _show(

@@ -1,1 +1,1 @@
-"""A cluster as it was, opened without being restored: its files come out of the repository as they are read."""
+"""A cluster as it was, opened where it rests: its files leave the repository as they are read."""

@@ -43,7 +43,7 @@ class Chunks:
         """A chunk that is at hand."""
         held = self._held.get(chunk)
         if held is not None:
-            try:
+            try:  # noqa: SIM105  this is read from a hot path
                 self._held.move_to_end(chunk)
             except KeyError:  # put out of the cache this very moment
                 pass

@@ -16,7 +16,6 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Mapping
-from functools import cached_property
 
 from strongroom.errors import Refused, StrongroomError, TargetFull
 from strongroom.postgres.open.chunks import Chunks

@@ -154,9 +154,7 @@ class FuseServer:
         if minor < protocol.LEAST_MINOR:
             self._refuse(unique, errno.EPROTO)
             return
-        self._answer(
-            unique, protocol.init_out(max(ahead, _READ_AHEAD), flags & protocol.WANTED)
-        )
+        self._answer(unique, protocol.init_out(max(ahead, _READ_AHEAD), flags & protocol.WANTED))
 
     def _nothing(self, unique: int, node: int, body: memoryview, uid: int, gid: int) -> None:
         self._answer(unique)
