@@ -9,6 +9,7 @@ is a write that found no room: with pages written back by the kernel, nobody els
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import os
 import stat
@@ -31,8 +32,9 @@ _AHEAD = 6 * WINDOW
 _AT_WORK = 12
 _READ_AHEAD = 1 << 20  # the kernel's own
 _FULL = (errno.ENOSPC, errno.EDQUOT)
-_GONE = (errno.ENODEV, errno.EBADF)
-_AGAIN = (errno.EINTR, errno.EAGAIN, errno.ENOENT, errno.ECONNABORTED)
+_IO_FLUSHER = 57
+_GONE = (errno.ENODEV, errno.EBADF, errno.ECONNABORTED)
+_AGAIN = (errno.EINTR, errno.EAGAIN, errno.ENOENT)
 
 OnFault = Callable[[bytes, StrongroomError], None]
 
@@ -103,6 +105,7 @@ class FuseServer:
     # -- questions and answers -------------------------------------------------------------
 
     def _serve(self) -> None:
+        _never_wait_for_ourselves()
         buffer = bytearray(protocol.BUFFER)
         into, view = [buffer], memoryview(buffer)
         unpack, head = protocol.IN_HEADER.unpack_from, protocol.IN_HEADER.size
@@ -110,7 +113,7 @@ class FuseServer:
             try:
                 os.readv(self._device, into)
             except OSError as fault:
-                if fault.errno in _AGAIN and fault.errno != errno.ECONNABORTED:
+                if fault.errno in _AGAIN:
                     continue
                 return  # not mounted any more
             length, op, unique, node, uid, gid, _, _, _ = unpack(buffer)
@@ -123,16 +126,16 @@ class FuseServer:
             except OSError as fault:
                 self._failed(unique, op, node, fault)
             except StrongroomError as fault:
-                self._refuse(unique, errno.EIO)
                 self._on_fault(self._path(node), fault)
-            except Exception as fault:
                 self._refuse(unique, errno.EIO)
+            except Exception as fault:
                 self._on_fault(self._path(node), _unforeseen(fault))
+                self._refuse(unique, errno.EIO)
 
     def _failed(self, unique: int, op: int, node: int, fault: OSError) -> None:
-        self._refuse(unique, fault.errno or errno.EIO)
         if op == Op.WRITE:
             self._on_fault(self._path(node), _unwritten(fault))
+        self._refuse(unique, fault.errno or errno.EIO)
 
     def _answer(self, unique: int, *parts: bytes | memoryview) -> None:
         size = protocol.OUT_HEADER.size + sum(map(len, parts))
@@ -338,11 +341,11 @@ class FuseServer:
         except OSError as fault:
             self._refuse(unique, fault.errno or errno.EIO)
         except StrongroomError as fault:
-            self._refuse(unique, errno.EIO)
             self._on_fault(self._path(node.id), fault)
-        except Exception as fault:
             self._refuse(unique, errno.EIO)
+        except Exception as fault:
             self._on_fault(self._path(node.id), _unforeseen(fault))
+            self._refuse(unique, errno.EIO)
 
     def content(self, node: Node, offset: int, size: int) -> list[bytes | memoryview]:
         """Bytes of a file, fetched where they are not at hand; StrongroomError when they cannot be."""
@@ -432,6 +435,12 @@ class FuseServer:
         if node is None:
             return b""
         return node.entry.path if node.entry is not None else b"(made after it was opened)"
+
+
+def _never_wait_for_ourselves() -> None:
+    """Tell the kernel that this thread writes out pages of others: it must not be made to wait for
+    memory that only it can free (PR_SET_IO_FLUSHER). Where that is not allowed, it goes without."""
+    ctypes.CDLL(None).prctl(_IO_FLUSHER, 1, 0, 0, 0)
 
 
 def _cut(chunk: bytes, piece: Piece) -> memoryview:
