@@ -19,7 +19,8 @@ from bench.physical import _strongroom, fill
 from strongroom.errors import NotFound
 from strongroom.postgres.embedded import EmbeddedServer, find_server
 
-SIZES = {"2 GB": 1.15, "10 GB": 5.7}  # of the cluster, as `physical.fill` scales it
+SIZES = {"2 GB": 0, "10 GB": 8}  # of the cluster: how many more tables like its largest there are
+_SCALE = 1.15  # as `physical.fill` takes it
 LIMIT = 3.0
 _QUERY = "SELECT vector[1] FROM features WHERE id = 4711"
 _ARCHIVING = (
@@ -79,9 +80,12 @@ def _one(work: str, times: int, size: str, server: EmbeddedServer) -> list[Row]:
     ]
 
 
-def make(work: str, server: EmbeddedServer, scale: float) -> None:
+def make(work: str, server: EmbeddedServer, copies: int) -> None:
     """A filled cluster, its backup, and some log behind it."""
-    fill(server, scale)
+    fill(server, _SCALE)
+    with server.connect() as connection:
+        for number in range(copies):
+            connection.execute(f"CREATE TABLE features_{number} AS TABLE features".encode())
     ours = _strongroom(work, server)
     ours.init()
     with server.connect() as connection:
