@@ -210,12 +210,13 @@ class OpenedServer(Sandbox):
 def sweep(parent: str | None) -> None:
     """Remove what runs left behind that were killed together with their guard."""
     folder = parent or tempfile.gettempdir()
+    flags = os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW
     with contextlib.suppress(OSError):
         for name in os.listdir(folder):
             path = os.path.join(folder, name)
             if name.startswith(_PREFIX) and os.lstat(path).st_uid in {os.geteuid(), _owner_uid()}:
                 with contextlib.suppress(OSError):
-                    fd = os.open(os.path.join(path, _LOCK), os.O_RDWR | os.O_CLOEXEC)
+                    fd = os.open(os.path.join(path, _LOCK), flags)
                     try:
                         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
                         shutil.rmtree(path, ignore_errors=True)
@@ -230,8 +231,11 @@ def _owner_uid() -> int:
 
 
 def _lock(folder: str) -> int:
-    fd = os.open(os.path.join(folder, _LOCK), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    """Say that a folder is in use, until this process and the guard are gone."""
+    name = os.path.join(folder, _LOCK)
+    fd = os.open(name + ".new", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
     fcntl.flock(fd, fcntl.LOCK_EX)
+    os.rename(name + ".new", name)  # whoever finds it finds it held
     return fd
 
 

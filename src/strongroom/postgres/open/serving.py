@@ -456,7 +456,11 @@ def _name(body: memoryview) -> bytes:
 
 def _unwritten(fault: OSError) -> StrongroomError:
     if fault.errno in _FULL:
-        return TargetFull("The disk of the scratch directory has no room left for what is written.")
+        return TargetFull(
+            "The disk of the scratch directory has no room left for what the opened server writes.",
+            means="The server was ended, so that nobody reads what was not kept. The backup is untouched.",
+            do="Open it again with --scratch on a disk with more room.",
+        )
     return StrongroomError(f"Scratch cannot be written: {fault.strerror}.")
 
 
