@@ -11,7 +11,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -79,7 +78,7 @@ class Opener:
 def gone(opener: Opener, processes: list[psutil.Process]) -> None:
     until(lambda: not any(one.is_running() and one.status() != "zombie" for one in processes), 30)
     until(lambda: os.listdir(opener.scratch) == [], 30)
-    assert "strongroom" not in Path("/proc/self/mounts").read_text()
+    assert "fuse.strongroom" not in Path("/proc/self/mounts").read_text()
 
 
 @pytest.fixture
@@ -173,7 +172,9 @@ def test_the_guard_and_us_killed_together_leave_a_folder_that_the_next_run_remov
     ours.kill()
     process.communicate(timeout=60)
     until(lambda: not any(one.is_running() and one.status() != "zombie" for one in family), 30)
-    assert len(os.listdir(opener.scratch)) == 1
+    (left,) = os.listdir(opener.scratch)
+    if not left.startswith("strongroom-open-"):
+        pytest.skip("nothing can be mounted here: needs /dev/fuse and the right to mount")
     opener.run("open", f"db@{text(story.before)}", "--sql", QUESTION)
 
 
@@ -211,7 +212,5 @@ def test_an_account_without_any_right_mounts_in_a_namespace_of_its_own(story: St
 
 def test_a_table_is_taken_without_room_for_the_cluster(story: Story, opener: Opener) -> None:
     target = story.room.root / "opened.sql"
-    began = time.monotonic()
     opener.mounted("table", f"db@{text(story.before)}", "public.orders", "-o", str(target))
-    assert time.monotonic() > began
     assert target.read_text().count("\n1500\n") == 1

@@ -217,7 +217,8 @@ class Sandbox(EmbeddedServer):
             return self._deliverer.fault
         with open(self.log_path, "rb") as log:
             said = log.read()[-_LOG_READ:].decode("utf-8", "replace")
-        fatal = re.findall(r"FATAL: +(.*)", said)
+        # What was said to us, who asked too early, is no reason.
+        fatal = re.findall(r"FATAL: +(?! |the database system is )(.*)", said)
         if "recovery ended before configured recovery target" in said:
             return Damaged(
                 "PostgreSQL came to the end of the log before the target.",

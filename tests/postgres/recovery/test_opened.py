@@ -21,7 +21,9 @@ import pytest
 
 from postgres.recovery.story import Story
 from postgres.recovery.test_targets import upto
+from postgres.wal.room import until
 from strongroom.errors import Damaged, StrongroomError, TargetFull
+from strongroom.postgres.embedded import service_account
 from strongroom.postgres.open import server as opening
 from strongroom.postgres.open.scratch import ScratchFiles
 from strongroom.postgres.open.server import NoFuse, OpenedServer
@@ -145,7 +147,7 @@ def test_nobody_else_sees_the_mount_and_the_machine_is_read_only_to_it(
 ) -> None:
     with opened(story15) as server:
         assert os.listdir(os.path.join(server.directory, "mount")) == []
-        assert "strongroom" not in Path("/proc/self/mounts").read_text()
+        assert "fuse.strongroom" not in Path("/proc/self/mounts").read_text()
         with server.connect() as connection:
             with pytest.raises(psycopg.Error, match="Read-only file system"):
                 connection.execute(f"COPY (SELECT 1) TO '{folder}/out'")
@@ -153,6 +155,36 @@ def test_nobody_else_sees_the_mount_and_the_machine_is_read_only_to_it(
                 connection.execute(f"CREATE TABLESPACE elsewhere LOCATION '{folder}'")
             # What the log or the user names of the original cannot be written to either.
             assert connection.execute("SELECT count(*) FROM far").fetchone() == (5000,)
+
+
+def test_log_that_names_a_place_of_the_original_does_not_write_there(folder: Path) -> None:
+    """Replay of CREATE TABLESPACE would use the original's directory, on this machine."""
+    late = folder / "late"
+    late.mkdir(mode=0o700)
+    os.chown(late, service_account().uid, service_account().gid)
+    story = Story(16)
+    try:
+        with story.server.connect() as connection:
+            connection.execute(f"CREATE TABLESPACE late LOCATION '{late}'")
+            connection.execute("CREATE TABLE there TABLESPACE late AS SELECT 1 AS n")
+            row = connection.execute("SELECT pg_walfile_name(pg_switch_wal())").fetchone()
+            assert row is not None
+        until((story.room.archive.folder / row[0]).exists)
+        before = _state(late)
+        with pytest.raises(StrongroomError, match="Read-only file system"), opened(story):
+            pass
+        assert _state(late) == before
+    finally:
+        story.close()
+
+
+def _state(folder: Path) -> dict[Path, tuple[int, ...]]:
+    """Everything below a folder, and when it was changed last."""
+    facts = {path: path.stat() for path in (folder, *folder.rglob("*"))}
+    return {
+        path: (one.st_ino, one.st_mode, one.st_size, one.st_mtime_ns, one.st_ctime_ns)
+        for path, one in facts.items()
+    }
 
 
 def test_a_small_cache_is_enough(story18: Story) -> None:

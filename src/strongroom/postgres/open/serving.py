@@ -285,7 +285,9 @@ class FuseServer:
         parts: list[bytes] = []
         for at in range(offset, len(names)):
             name = names[at]
-            node = (folder.children or {}).get(name, folder) if at > 1 else folder
+            node = folder if at < 2 else (folder.children or {}).get(name)
+            if node is None:  # removed since
+                continue
             raw = protocol.dirent(node.id, at + 1, stat.S_IFMT(node.mode) >> 12, name)
             size -= len(raw)
             if size < 0:
