@@ -18,6 +18,7 @@ from strongroom.postgres.open import protocol
 from strongroom.postgres.open.chunks import Chunks
 from strongroom.postgres.open.extents import Extents
 from strongroom.postgres.open.overlay import Overlay
+from strongroom.postgres.open.planting import asked_first
 from strongroom.postgres.open.scratch import ScratchFiles
 from strongroom.postgres.open.serving import WINDOW, FuseServer
 
@@ -185,6 +186,24 @@ def test_reading_about_brings_one_frame_a_read(served: Any) -> None:
         answers(pipe, 16 + 8192)
     server._ahead.shutdown()
     assert len(snapshot.brought) == 5 * FRAME
+
+
+def test_what_a_server_asks_first_is_fetched_at_once_and_only_that(served: Any) -> None:
+    server, node, snapshot, _, _ = served
+    overlay = server._overlay
+    for path in (b"global/1260", b"global/pg_filenode.map", b"base/5/1259", b"base/5/1259_vm"):
+        above, _, name = path.rpartition(b"/")
+        overlay.place(overlay.folder(b"data/" + above), name, node.entry)
+    for path in (b"base/5/16384", b"base/5/40000.3", b"pg_xact/0000"):
+        above, _, name = path.rpartition(b"/")
+        overlay.place(overlay.folder(b"data/" + above), name, node.entry)
+    first = asked_first(overlay, 1 << 30)
+    assert len(first) == 4
+    assert len(asked_first(overlay, 2 * node.size)) == 2
+    server.fetch_ahead(first)
+    server._ahead.shutdown()
+    server._pool.shutdown()
+    assert sorted(snapshot.brought) == list(snapshot.content)  # the same chunks, once
 
 
 def test_a_chunk_that_is_lost_is_an_error_to_the_reader_and_a_sentence(served: Any) -> None:

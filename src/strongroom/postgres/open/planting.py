@@ -11,6 +11,7 @@ from collections.abc import Callable
 from strongroom.format.tree import Kind
 from strongroom.postgres.open.overlay import Node, Overlay
 from strongroom.postgres.physical.facts import PhysicalFacts
+from strongroom.postgres.physical.layout import relation
 from strongroom.postgres.recovery.settings import RECOVERY_SIGNAL, STANDBY_SIGNAL
 from strongroom.postgres.recovery.sink import check_path, space_map
 from strongroom.repository.reader import SnapshotReader
@@ -18,6 +19,7 @@ from strongroom.repository.reader import SnapshotReader
 DATA = b"data"
 SPACES = b"tablespaces"
 _WAL = b"pg_wal"
+_FIRST_OF_USERS = 16384  # numbers below are the catalogues' (access/transam.h)
 
 
 def plant(
@@ -74,4 +76,20 @@ def plant(
     return data
 
 
-__all__ = ["DATA", "plant"]
+def asked_first(overlay: Overlay, limit: int) -> list[Node]:
+    """The files that a server looks at before anybody asks it anything: the catalogues of the cluster
+    and of each database, so many bytes of them."""
+    found: list[Node] = []
+    base = overlay.folder(DATA + b"/base")
+    for folder in (overlay.folder(DATA + b"/global"), *(base.children or {}).values()):
+        for name, node in (folder.children or {}).items():
+            number = relation(name)
+            if node.base_end and (number is None or number.number < _FIRST_OF_USERS):
+                limit -= node.base_end
+                if limit < 0:
+                    return found
+                found.append(node)
+    return found
+
+
+__all__ = ["DATA", "asked_first", "plant"]

@@ -20,7 +20,7 @@ from collections.abc import Callable, Mapping
 from strongroom.errors import Refused, StrongroomError, TargetFull
 from strongroom.postgres.open.chunks import Chunks
 from strongroom.postgres.open.overlay import Overlay
-from strongroom.postgres.open.planting import DATA, plant
+from strongroom.postgres.open.planting import DATA, asked_first, plant
 from strongroom.postgres.open.scratch import ScratchFiles
 from strongroom.postgres.open.serving import FuseServer
 from strongroom.postgres.physical.facts import PhysicalFacts
@@ -31,6 +31,7 @@ CACHE = 256 * 1024 * 1024
 _DEVICE = "/dev/fuse"
 _PREFIX = "strongroom-open-"
 _LOCK = "lock"
+_FIRST = 64 * 1024 * 1024  # bytes of catalogues that are fetched at the start
 _LEAST_ROOM = 256 * 1024 * 1024
 _MOUNT_SECONDS = 60.0
 
@@ -67,7 +68,7 @@ class OpenedServer(Sandbox):
         settings: Mapping[str, str] | None = None,
     ) -> None:
         super().__init__(major, fetch, parent=scratch, settings=settings)
-        self._snapshot = snapshot
+        self._snapshot, self._cache = snapshot, cache
         self._tell = on_fault
         self.damage: StrongroomError | None = None
         self._fuse: FuseServer | None = None
@@ -169,6 +170,7 @@ class OpenedServer(Sandbox):
             raise NoFuse(f"{what or 'mount'}: {reason}")
         self._fuse = self._reader(devices[0])
         self._fuse.start()
+        self._fuse.fetch_ahead(asked_first(self._overlay, min(_FIRST, self._cache // 2)))
         return guard
 
     def _reader(self, device: int) -> FuseServer:

@@ -15,8 +15,9 @@ import os
 import stat
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 
 from strongroom.errors import Damaged, StrongroomError, TargetFull
 from strongroom.postgres.open import protocol
@@ -30,6 +31,7 @@ WINDOW = 1 << 20  # bytes of a file that are taken as one when something in them
 _IN_ORDER = 128 * 1024  # read one after another before anything is fetched ahead
 _AHEAD = 6 * WINDOW
 _AT_WORK = 12
+_TOGETHER = 32  # chunks in one fetch ahead
 _READ_AHEAD = 1 << 20  # the kernel's own
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 _IO_FLUSHER = 57
@@ -94,6 +96,21 @@ class FuseServer:
     def start(self) -> None:
         """Begin to answer."""
         self._thread.start()
+
+    def fetch_ahead(self, nodes: Sequence[Node]) -> None:
+        """Have the content of small files at hand soon; in the background."""
+        self._ahead.submit(self._bring_all, nodes)
+
+    def _bring_all(self, nodes: Sequence[Node]) -> None:
+        ids: dict[bytes, None] = {}
+        with suppress(StrongroomError):  # whoever reads it is told
+            for node in nodes:
+                self._load(node)
+                if node.extents is not None:
+                    ids.update(dict.fromkeys(node.extents.ids(0, node.base_end)))
+        rest = list(ids)
+        for at in range(0, len(rest), _TOGETHER):
+            self._pool.submit(self._chunks.fetch, rest[at : at + _TOGETHER])
 
     def close(self) -> None:
         """Be gone, once nothing is mounted any more."""
