@@ -2,7 +2,7 @@
 
     python -m bench [--runs 3] [--scale 1] [--work DIR] [PART …]
 
-    parts: vault large logical physical daily stream plain scale artefacts wal
+    parts: vault large logical physical daily stream plain scale artefacts wal open
 
 Prints a table; keeps it as JSON under bench/results/.
 """
@@ -26,6 +26,7 @@ from bench.daily import daily
 from bench.files import large, scale, vault
 from bench.logical import logical
 from bench.measure import Row
+from bench.open import SIZES, open_
 from bench.physical import physical
 from bench.plain import plain
 from bench.stream import stream
@@ -42,6 +43,7 @@ PARTS: dict[str, Callable[[str, int], list[Row]]] = {
     "scale": scale,
     "artefacts": artefacts,
     "wal": wal,
+    "open": open_,
 }
 
 
@@ -51,7 +53,10 @@ def main() -> None:
     parser.add_argument("parts", nargs="*", choices=[[], *PARTS], default=[])
     parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--scale", type=float, default=1.0, help="size of the databases")
-    parser.add_argument("--work", help="where data and repositories are made (12 GB)")
+    parser.add_argument("--sizes", nargs="+", choices=SIZES, default=["2 GB"], help="of open")
+    parser.add_argument(
+        "--work", help="where data and repositories are made (12 GB; 45 for open of 10 GB)"
+    )
     chosen = parser.parse_args()
     work = chosen.work or tempfile.mkdtemp(prefix="strongroom-bench-")
     os.makedirs(work, exist_ok=True)
@@ -65,6 +70,7 @@ def main() -> None:
     parts["plain"] = partial(plain, scale=chosen.scale)
     parts["artefacts"] = partial(artefacts, scale=chosen.scale)
     parts["wal"] = partial(wal, scale=chosen.scale)
+    parts["open"] = partial(open_, sizes=chosen.sizes)
     try:
         for part in chosen.parts or PARTS:
             for row in parts[part](os.path.realpath(work), chosen.runs):

@@ -26,6 +26,7 @@ VERBS: dict[tuple[str, ...], tuple[str, Group]] = {
     ("can-restore",): ("recovery:can_restore", RECOVER),
     ("points",): ("recovery:points", RECOVER),
     ("restore",): ("restore:restore", RECOVER),
+    ("open",): ("opening:open_cluster", RECOVER),
     ("table",): ("recovery:table", RECOVER),
     ("ls",): ("browse:ls", RECOVER),
     ("get",): ("browse:get", RECOVER),
@@ -56,7 +57,7 @@ NOUNS = {
     "config": "The configuration.",
 }
 # Commands that may take long: with --json they print lines, the last of type "result".
-LONG = frozenset({"backup", "restore", "check", "demo", "export", "import", "table"})
+LONG = frozenset({"backup", "restore", "check", "demo", "export", "import", "open", "table"})
 
 
 def build() -> App:

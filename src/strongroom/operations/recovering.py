@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
 
-from strongroom.errors import ObjectMissing
+from strongroom.errors import ObjectMissing, StrongroomError
 from strongroom.operations.points import Cluster
 from strongroom.operations.restore import restore
+from strongroom.postgres.open.server import CACHE, NoFuse, OpenedServer
 from strongroom.postgres.recovery.settings import Action, Recovery
 from strongroom.postgres.recovery.sink import PhysicalSink
 from strongroom.postgres.sandbox import Sandbox
@@ -50,16 +52,37 @@ def wants_partial(verdict: Verdict) -> bool:
     return verdict.partial or verdict.target.kind == "latest"
 
 
+def _nothing(*_: object) -> None:
+    pass
+
+
+@dataclass(frozen=True, slots=True)
+class Opening:
+    """How a point is opened: without restoring if that can be, with a cache of so many bytes, what is
+    written below `scratch`; `on_fault` hears of what cannot be read, with its path in the backup."""
+
+    fuse: bool = True
+    cache: int = CACHE
+    scratch: str | None = None
+    on_fault: Callable[[bytes, StrongroomError], None] = _nothing
+    note: Callable[[str], None] = _nothing
+
+
 @contextmanager
-def sandbox_of(
+def opened(
     repository: Repository,
     cluster: Cluster,
     verdict: Verdict,
     *,
+    how: Opening,
     jobs: int | None,
     progress: Progress,
 ) -> Iterator[Sandbox]:
-    """A server that has recovered to the point of a verdict; gone when the block ends."""
+    """A server that has recovered to the point of a verdict; gone when the block ends.
+
+    Its files stay in the repository until they are read. Where nothing can be mounted that is noted,
+    and they are restored first.
+    """
     assert verdict.base is not None
     snapshot = cluster.snapshots[verdict.base.id]
     facts = cluster.facts[verdict.base.id]
@@ -73,8 +96,30 @@ def sandbox_of(
                 return data.ljust(cluster.log.segment_size, b"\0") if suffix else data
         return None
 
-    sandbox = Sandbox(cluster.major, fetch)
-    try:
+    with ExitStack() as stack:
+        recovery = recovery_of(verdict)
+        if how.fuse:
+            progress.phase("opening")
+            try:
+                server = OpenedServer(
+                    cluster.major,
+                    fetch,
+                    repository.open_snapshot(snapshot),
+                    facts,
+                    cache=how.cache,
+                    scratch=how.scratch,
+                    on_fault=how.on_fault,
+                )
+                stack.callback(server.close)
+                server.recover(recovery, progress=progress)
+            except NoFuse as fault:
+                stack.close()
+                how.note(f"{fault.reason}: the whole cluster is restored instead.")
+            else:
+                yield server
+                return
+        sandbox = Sandbox(cluster.major, fetch, parent=how.scratch)
+        stack.callback(sandbox.close)
         folder = os.fsencode(sandbox.directory)
         spaces = {
             space.oid.encode(): os.path.join(folder, b"space-" + space.oid.encode())
@@ -84,10 +129,8 @@ def sandbox_of(
             os.fsencode(sandbox.data_directory), spaces=spaces, owner=sandbox.owner, jobs=jobs
         )
         restore(repository, snapshot, sink, progress=progress)
-        sandbox.recover(recovery_of(verdict), progress=progress)
+        sandbox.recover(recovery, progress=progress)
         yield sandbox
-    finally:
-        sandbox.close()
 
 
-__all__ = ["recovery_of", "sandbox_of", "wants_partial"]
+__all__ = ["Opening", "opened", "recovery_of", "wants_partial"]

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from strongroom.artefacts.gzipping import GzipWriter
 from strongroom.errors import AlreadyExists, NotFound, StrongroomError, UsageError
 from strongroom.operations.points import Cluster
-from strongroom.operations.recovering import sandbox_of
+from strongroom.operations.recovering import Opening, opened
 from strongroom.postgres.clients import Clients
 from strongroom.postgres.sandbox import Sandbox
 from strongroom.progress import Progress
@@ -39,6 +39,7 @@ def take_table(
     *,
     database: str | None,
     clients: Clients,
+    how: Opening,
     jobs: int | None,
     progress: Progress,
 ) -> Taken:
@@ -48,8 +49,8 @@ def take_table(
         raise AlreadyExists(f"{output} is there already.", do="Choose another name.")
     client = clients.choose("dump", server=cluster.major)
     scratch = output + ".part"
-    with sandbox_of(repository, cluster, verdict, jobs=jobs, progress=progress) as sandbox:
-        chosen = database or _only_database(sandbox)
+    with opened(repository, cluster, verdict, how=how, jobs=jobs, progress=progress) as sandbox:
+        chosen = database or only_database(sandbox)
         _check(sandbox, chosen, name)
         progress.phase("dumping the table")
         try:
@@ -70,7 +71,8 @@ def _form(output: str) -> str:
     raise UsageError(f"{output} says no format.", do="Let its name end in .sql, .sql.gz or .dump.")
 
 
-def _only_database(sandbox: Sandbox) -> str:
+def only_database(sandbox: Sandbox) -> str:
+    """The one database of a cluster; UsageError with their names when there are several."""
     with sandbox.connect() as connection:
         rows = connection.execute(
             "SELECT datname FROM pg_database WHERE datallowconn AND NOT datistemplate"
@@ -157,4 +159,4 @@ def _quoted(database: str) -> str:
     return f"dbname='{plain}'"
 
 
-__all__ = ["Taken", "take_table"]
+__all__ = ["Taken", "only_database", "take_table"]

@@ -188,6 +188,8 @@ class EmbeddedServer:
     """
 
     user = "postgres"
+    _prefix = "strongroom-pg-"
+    _parent: str | None = None  # where a temporary directory is made
 
     def __init__(
         self,
@@ -229,7 +231,7 @@ class EmbeddedServer:
     def directory(self) -> str:
         """The directory that holds data, socket and log; owned by the service account, 0700."""
         if self._asked_directory is None:
-            path = tempfile.mkdtemp(prefix="strongroom-pg-")
+            path = tempfile.mkdtemp(prefix=self._prefix, dir=self._parent)
         else:
             path = os.path.abspath(self._asked_directory)
             os.makedirs(path, mode=0o700, exist_ok=True)
@@ -323,11 +325,9 @@ class EmbeddedServer:
         guard, self._guard = self._guard, None
         if guard is None:
             return
-        if immediate and (pid := self.pid) is not None:
-            os.kill(pid, 3)  # SIGQUIT: immediate shutdown
         assert guard.stdin is not None
         with contextlib.suppress(BrokenPipeError):  # the server, and with it the guard, has ended
-            guard.stdin.write(b"k")
+            guard.stdin.write(b"qk" if immediate else b"k")
             guard.stdin.close()
         try:
             guard.wait(timeout=40)
@@ -459,6 +459,8 @@ class EmbeddedServer:
         account = self._account
         remove = "" if self._asked_directory else f"{self.directory}:{self.socket_directory}"
         argv = [sys.executable, "-I", "-S", _GUARD, str(account.uid), str(account.gid), remove]
+        mount, given = self._mount_for_server()
+        argv.append(mount)
         argv += [os.path.join(self._bindir, "postgres"), "-D", self.data_directory]
         argv += self._arguments()
         with open(self.log_path, "ab") as log:
@@ -472,7 +474,12 @@ class EmbeddedServer:
                 env=self._environment(),
                 cwd=self.directory,
                 start_new_session=True,
+                pass_fds=given,
             )
+
+    def _mount_for_server(self) -> tuple[str, tuple[int, ...]]:
+        """What the guard mounts for the server alone, and the descriptors that it needs for that."""
+        return "", ()
 
     def _wait_until_ready(self) -> None:
         import psycopg  # noqa: PLC0415  heavy, and not needed to find

@@ -1,9 +1,9 @@
 """Parent of one embedded server: it lives as long as its own parent, and cleans up after both.
 
-Run as a script, never imported: `python -I -S embedded_guard.py UID GID REMOVE ARGV…`. Standard
+Run as a script, never imported: `python -I -S embedded_guard.py UID GID REMOVE MOUNT ARGV…`. Standard
 input is a pipe that only the owner holds: when it closes, for whatever reason, kill -9 included,
 the server is stopped, and the directories in REMOVE (joined by ":") are deleted unless the owner
-said "k" (keep) before.
+said "k" (keep) before; "q" stops the server as a crash would.
 
 Rule of this file: it knows no PostgreSQL beyond the meaning of three signals, and imports nothing
 of the package, so that it starts in milliseconds.
@@ -18,15 +18,99 @@ import shutil
 import signal
 import sys
 import time
+from contextlib import suppress
 
 _PR_SET_PDEATHSIG = 1
 # Fast shutdown, immediate shutdown, and what the kernel does to those that answer neither.
 _STEPS = ((signal.SIGINT, 20.0), (signal.SIGQUIT, 5.0), (signal.SIGKILL, 5.0))
 
 
-def _exec(uid: int, gid: int, argv: list[str]) -> None:
+_NEWNS, _NEWUSER = 0x20000, 0x10000000
+_NOSUID, _NODEV, _NOATIME, _BIND, _REC, _PRIVATE = 2, 4, 1024, 4096, 16384, 1 << 18
+_MOUNT_SETATTR, _AT_FDCWD, _RECURSIVE, _READ_ONLY = 442, -100, 0x8000, 1
+# Of the kernel's page cache for this mount: how much is read ahead, which share may wait to be written
+# (1 % is what file systems in user space get: a server that writes much sleeps most of the time).
+_TUNING = {"read_ahead_kb": b"1024"}
+
+
+class _MountAttr(ctypes.Structure):
+    _fields_ = [(name, ctypes.c_uint64) for name in ("set", "clear", "propagation", "userns")]
+
+
+def _mount(spec: str, uid: int, gid: int) -> None:
+    """Give this process a file system of its own to serve from; the owner gets its device."""
+    import socket  # noqa: PLC0415  not needed otherwise
+
+    number, directory = spec.split(":", 1)
+    with socket.socket(fileno=int(number)) as owner:
+        try:
+            device = _mounted(directory, uid, gid)
+        except OSError as fault:
+            owner.sendall(f"{fault.errno} {fault.filename}".encode())
+            os._exit(126)
+        socket.send_fds(owner, [b"0 "], [device])
+        os.close(device)
+    os.chdir(directory)
+
+
+def _mounted(directory: str, uid: int, gid: int) -> int:
+    libc, path = ctypes.CDLL(None, use_errno=True), directory + "/mount"
+
+    def check(result: int, what: str) -> None:
+        if result:
+            number = ctypes.get_errno()
+            raise OSError(number, os.strerror(number), what)
+
+    def mount(source: str, target: str, kind: str, flags: int, words: str = "") -> None:
+        arguments = (os.fsencode(word) for word in (source, target, kind))
+        check(libc.mount(*arguments, ctypes.c_ulong(flags), os.fsencode(words)), "mount")
+
+    def read_only(target: str, attr: _MountAttr, flags: int) -> None:
+        size = ctypes.c_size_t(ctypes.sizeof(attr))
+        name = os.fsencode(target)
+        libc.syscall(_MOUNT_SETATTR, _AT_FDCWD, name, flags, ctypes.byref(attr), size)
+
+    root = os.geteuid() == 0
+    user, group = os.geteuid(), os.getegid()
+    check(libc.unshare(_NEWNS if root else _NEWNS | _NEWUSER), "unshare")
+    if not root:
+        for name, text in (
+            ("setgroups", "deny"),
+            ("uid_map", f"{user} {user} 1"),
+            ("gid_map", f"{group} {group} 1"),
+        ):
+            with open(f"/proc/self/{name}", "w") as file:
+                file.write(text)
+    mount("none", "/", "", _REC | _PRIVATE)
+    # From inside: the kernel wants device and mount to be of one user namespace.
+    device = os.open("/dev/fuse", os.O_RDWR | os.O_CLOEXEC)
+    kept = [each for each in (directory, "/dev/shm") if os.path.isdir(each)]  # noqa: S108
+    for each in kept:
+        mount(each, each, "", _BIND)
+    words = f"fd={device},rootmode=40000,user_id={uid},group_id={gid},default_permissions"
+    words += ",allow_other" if root else ""
+    mount("strongroom", path, "fuse.strongroom", _NOSUID | _NODEV | _NOATIME, words)
+    _tune(path)
+    read_only("/", _MountAttr(set=_READ_ONLY), _RECURSIVE)  # from Linux 5.12 on
+    for each in (*kept, path):
+        read_only(each, _MountAttr(clear=_READ_ONLY), 0)
+    return device
+
+
+def _tune(path: str) -> None:
+    """Let the kernel keep more; where that is not ours to set, it does with less."""
+    with suppress(OSError), open("/proc/self/mountinfo") as lines:
+        devices = [words[2] for words in map(str.split, lines) if words[4] == path]
+        for name, value in _TUNING.items():
+            with suppress(OSError), open(f"/sys/class/bdi/{devices[-1]}/{name}", "wb") as file:
+                file.write(value)
+
+
+def _exec(uid: int, gid: int, mount: str, argv: list[str]) -> None:
     """Become the server; never returns."""
     os.setsid()
+    if mount:
+        _mount(mount, uid, gid)
     if os.geteuid() == 0:
         os.setgroups([])
         os.setgid(gid)
@@ -67,6 +151,8 @@ def _watch(pid: int, wake: int) -> bool:
         if 0 in ready:
             data = os.read(0, 4096)
             said += data
+            if b"q" in data:
+                os.kill(pid, signal.SIGQUIT)
             if not data:
                 _stop(pid)
                 return b"k" not in said
@@ -74,7 +160,7 @@ def _watch(pid: int, wake: int) -> bool:
 
 def main(argv: list[str]) -> int:
     """Start the server, wait for the end of either side, clean up."""
-    uid, gid, remove, command = int(argv[0]), int(argv[1]), argv[2], argv[3:]
+    uid, gid, remove, mount, command = int(argv[0]), int(argv[1]), argv[2], argv[3], argv[4:]
     # The owner's terminal must not stop the server: the owner decides, by closing the pipe.
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
@@ -87,9 +173,11 @@ def main(argv: list[str]) -> int:
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGCHLD):
             signal.signal(number, signal.SIG_DFL)
         try:
-            _exec(uid, gid, command)
+            _exec(uid, gid, mount, command)
         finally:
             os._exit(127)
+    if mount:
+        os.close(int(mount.partition(":")[0]))
     if _watch(pid, wake_read):
         for directory in filter(None, remove.split(":")):
             shutil.rmtree(directory, ignore_errors=True)

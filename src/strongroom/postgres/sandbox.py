@@ -38,7 +38,7 @@ Fetch = Callable[[str], bytes | None]
 
 _AHEAD = 4
 _DOUBT = 255  # above 125: recovery stops instead of taking it for the log's end
-_PAUSE = 0.05
+_PAUSE = 0.02
 _HBA = "local all all trust\n"
 _SCRIPT = """\
 #!/bin/sh
@@ -49,7 +49,7 @@ exit "$status"
 
 
 class Sandbox(EmbeddedServer):
-    """One throw-away server; `directory` as for an EmbeddedServer.
+    """One throw-away server; `directory` as for an EmbeddedServer, `parent` where a temporary one is.
 
     Fill `data_directory` first (a `PhysicalSink` without recovery, owned by `owner`), then `recover`.
     """
@@ -60,10 +60,12 @@ class Sandbox(EmbeddedServer):
         fetch: Fetch,
         *,
         directory: str | None = None,
+        parent: str | None = None,
         settings: Mapping[str, str] | None = None,
         ahead: int = _AHEAD,
     ) -> None:
         super().__init__(_installation(major), directory, durable=False, settings=settings)
+        self._parent = parent
         self._deliverer = _Deliverer(fetch, self, ahead)
         self._initialised = True
 
@@ -78,20 +80,27 @@ class Sandbox(EmbeddedServer):
         Damaged when PostgreSQL does not come to the target; DatabaseUnreachable when it does not
         start.
         """
-        data = self.data_directory
-        with open(os.path.join(data, "global/pg_control"), "rb") as file:
-            control = ControlFile.parse(file.read(FILE_SIZE))
+        control = ControlFile.parse(self._read("global/pg_control", FILE_SIZE))
         self._deliverer.start(control.wal_segment_size)
         self._own("postgresql.auto.conf", b"")
         for signal in (RECOVERY_SIGNAL, STANDBY_SIGNAL):  # a backup of a standby has its own
             with suppress(FileNotFoundError):
-                os.unlink(os.path.join(data, signal.decode()))
+                os.unlink(os.path.join(self.data_directory, signal.decode()))
         self._own(recovery.signal.decode(), b"")
         self._write_configuration(recovery, control)
-        self.user = next(iter(superusers(data)), self.user)
+        self.user = next(iter(superusers(self._read)), self.user)
         self._guard = self._launch()
         progress.phase("recovering")
         self._wait_for_recovery(recovery)
+
+    @property
+    def running(self) -> bool:
+        """Whether the server has not ended by itself."""
+        return self._guard is not None and self._guard.poll() is None
+
+    def ended(self) -> StrongroomError:
+        """Why it runs no more."""
+        return self._fault()
 
     def close(self) -> None:
         """Stop the server and remove everything."""
@@ -99,7 +108,22 @@ class Sandbox(EmbeddedServer):
         super().close()
         self._deliverer.close()
 
+    def _read(self, name: str, size: int) -> bytes:
+        """The beginning of a file of the data directory; OSError."""
+        with open(os.path.join(self.data_directory, name), "rb") as file:
+            return file.read(size)
+
+    def deliver(self, path: str, data: bytes) -> None:
+        """Put a file of the log where the server asked for it: relative to the data directory."""
+        target = os.path.join(self.data_directory, path)
+        scratch = target + ".strongroom"
+        with suppress(FileNotFoundError):
+            os.unlink(scratch)
+        self.give(scratch, data)
+        os.rename(scratch, target)
+
     def _own(self, name: str, content: bytes) -> None:
+        """Write a file of the data directory anew."""
         path = os.path.join(self.data_directory, name)
         with suppress(FileNotFoundError):
             os.unlink(path)
@@ -140,6 +164,9 @@ class Sandbox(EmbeddedServer):
             "max_prepared_transactions": str(control.max_prepared_transactions),
             "max_locks_per_transaction": str(control.max_locks_per_transaction),
         }
+        if self.installation.version[0] >= 15:
+            # It asks for pages whose images are in the log just ahead of it, and are not read.
+            values["recovery_prefetch"] = "off"
         values |= dict(recovery.settings())
         values["restore_command"] = self._fetch_command()
         values |= self._settings
@@ -180,7 +207,7 @@ class Sandbox(EmbeddedServer):
                     row = connection.execute("SELECT pg_is_in_recovery()").fetchone()
             except psycopg.OperationalError as fault:
                 if re.search(r'role ".*" (does not exist|is not permitted)', str(fault)):
-                    found = superusers(self.data_directory)
+                    found = superusers(self._read)
                     self.user = (
                         found[(found.index(self.user) + 1) % len(found)]
                         if self.user in found
@@ -233,8 +260,7 @@ class Restored(Sandbox):
 
     def start(self) -> EmbeddedServer:
         """Start it and wait until it has recovered."""
-        with open(os.path.join(self._data, "global/pg_control"), "rb") as file:
-            control = ControlFile.parse(file.read(FILE_SIZE))
+        control = ControlFile.parse(self._read("global/pg_control", FILE_SIZE))
         self._deliverer.start(control.wal_segment_size)
         self._keep("hba.conf", _HBA)
         values = {
@@ -245,7 +271,7 @@ class Restored(Sandbox):
             "restore_command": self._fetch_command(),
         }
         self._words = [word for row in values.items() for word in ("-c", "=".join(row))]
-        self.user = next(iter(superusers(self._data)), self.user)
+        self.user = next(iter(superusers(self._read)), self.user)
         self._guard = self._launch()
         self._wait_for_recovery(Recovery())
         return self
@@ -312,12 +338,7 @@ class _Deliverer:
             data = self._get(name)
             if data is None:
                 return 1
-            target = os.path.join(self._sandbox.data_directory, path)
-            scratch = target + ".strongroom"
-            with suppress(FileNotFoundError):
-                os.unlink(scratch)
-            self._sandbox.give(scratch, data)
-            os.rename(scratch, target)
+            self._sandbox.deliver(path, data)
         except StrongroomError as fault:
             self.fault = fault
             return _DOUBT
@@ -377,14 +398,14 @@ _BOOTSTRAP = 10
 _MAP_MAGIC, _AUTHID = 0x592717, 1260
 
 
-def superusers(data: str) -> list[str]:
+def superusers(read: Callable[[str, int], bytes]) -> list[str]:
     """Names of superusers, the first one's first, read from the pages of pg_authid.
 
-    Rows of the past may be among them: whoever uses a name finds out.
+    `read` gives the beginning of a file of the data directory, or an OSError. Rows of the past may be
+    among them: whoever uses a name finds out.
     """
     try:
-        with open(os.path.join(data, "global", str(_authid_file(data))), "rb") as file:
-            pages = file.read(64 * _PAGE)
+        pages = read(f"global/{_authid_file(read)}", 64 * _PAGE)
     except OSError:
         return []
     found: dict[str, int] = {}
@@ -395,11 +416,10 @@ def superusers(data: str) -> list[str]:
     return sorted(found, key=lambda name: (found[name] != _BOOTSTRAP, name))
 
 
-def _authid_file(data: str) -> int:
+def _authid_file(read: Callable[[str, int], bytes]) -> int:
     """The file that pg_authid is in, as global/pg_filenode.map says."""
     try:
-        with open(os.path.join(data, "global/pg_filenode.map"), "rb") as file:
-            raw = file.read(4096)
+        raw = read("global/pg_filenode.map", 4096)
         magic, count = struct.unpack_from("<ii", raw)
         if magic == _MAP_MAGIC:
             for number in range(count):

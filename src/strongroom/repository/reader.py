@@ -116,6 +116,22 @@ class ChunkReader:
         jobs = [self._pool.submit(self._open_run, kind, run, wanted) for run in _runs(frames)]
         return lambda: self._scattered(kind, wanted, take, jobs)
 
+    def bring(self, kind: bytes, ids: Sequence[bytes], take: Take) -> dict[int, StrongroomError]:
+        """What `scatter` does, on the thread that asks."""
+        wanted = self._wanted(ids, take)
+        frames = sorted(wanted.frames.items(), key=lambda item: _order(item[1]))
+        for run in _runs(frames):
+            self._open_run(kind, run, wanted)
+        return self._scattered(kind, wanted, take, ())
+
+    def together(self, ids: Sequence[bytes], near: Sequence[bytes]) -> list[bytes]:
+        """Which of the chunks `near` rest in a frame with one of `ids`."""
+        index = self._index
+        rows = index.find(b"".join((*ids, *near)))
+        frames = np.where(rows == ABSENT, ABSENT, index.frame[np.maximum(rows, 0)].astype(np.int64))
+        with_them = np.isin(frames[len(ids) :], frames[: len(ids)]) & (rows[len(ids) :] != ABSENT)
+        return [near[number] for number in np.flatnonzero(with_them).tolist()]
+
     def get(self, kind: bytes, chunk_id: bytes) -> memoryview:
         """Fetch one chunk now."""
         (chunk,) = self.fetch(kind, [chunk_id])()
@@ -529,6 +545,14 @@ class SnapshotReader:
     ) -> Callable[[], Mapping[int, StrongroomError]]:
         """Start fetching chunks in no order; see `ports`."""
         return self._chunks.scatter(b"data", ids, take)
+
+    def bring(self, ids: Sequence[bytes], take: Take) -> Mapping[int, StrongroomError]:
+        """Fetch chunks now, on this thread; `take` and the answer are those of `scatter`."""
+        return self._chunks.bring(b"data", ids, take)
+
+    def together(self, ids: Sequence[bytes], near: Sequence[bytes]) -> list[bytes]:
+        """Which of the chunks `near` cost no further frame once those of `ids` are fetched."""
+        return self._chunks.together(ids, near)
 
     def chunk_id(self, data: Buffer) -> bytes:
         """The id that a chunk of these bytes has here."""

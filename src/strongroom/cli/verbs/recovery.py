@@ -13,17 +13,18 @@ from strongroom import wiring
 from strongroom.cli.desk import Desk
 from strongroom.cli.flags import Everywhere
 from strongroom.cli.measured import expected, remember
-from strongroom.cli.names import show_text
+from strongroom.cli.names import show_name, show_text
 from strongroom.cli.places import parse_place
 from strongroom.cli.progress import listening
 from strongroom.cli.records import ID_SHOWN, show_moment, snapshot_body
 from strongroom.cli.verbs.source import describe
-from strongroom.errors import Incomplete, Interrupted, NotFound, UsageError
-from strongroom.rules.sizes import show_seconds, show_size
+from strongroom.errors import Incomplete, Interrupted, NotFound, StrongroomError, UsageError
+from strongroom.rules.sizes import parse_size, show_seconds, show_size
 
 if TYPE_CHECKING:
     from strongroom.operations.can_restore import Answer
     from strongroom.operations.points import Cluster
+    from strongroom.operations.recovering import Opening
     from strongroom.postgres.wal.records import Commit
     from strongroom.repository.catalogue import Snapshot
     from strongroom.repository.ports import Outcome
@@ -98,7 +99,37 @@ class ClusterFlags:
         return [name for name, value in names.items() if value]
 
 
-NO_TARGET, WHOLE_CLUSTER = TargetFlags(), ClusterFlags()
+@Parameter(name="*")
+@dataclass(frozen=True, slots=True)
+class OpeningFlags:
+    """How a cluster is opened without being restored."""
+
+    cache: Annotated[str, Parameter(group=_CLUSTERS)] = "256MiB"
+    """How much of what was read is kept in memory, opened."""
+    scratch: Annotated[str | None, Parameter(group=_CLUSTERS)] = None
+    """Where what is written goes, instead of $TMPDIR; gone at the end."""
+    restore: Annotated[bool, Parameter(group=_CLUSTERS)] = False
+    """Restore the whole cluster there first, as where nothing can be mounted."""
+
+    def how(self, desk: Desk) -> Opening:
+        """The same as operations take it."""
+        from strongroom.operations.recovering import Opening  # noqa: PLC0415
+
+        try:
+            cache = parse_size(self.cache)
+        except ValueError as fault:
+            raise UsageError(f"--cache: {fault}.") from None
+        if self.scratch is not None and not os.path.isdir(self.scratch):
+            raise UsageError(f"--scratch: {self.scratch} is no directory.", do="Make it first.")
+        scratch = None if self.scratch is None else os.path.abspath(self.scratch)
+
+        def tell(path: bytes, fault: StrongroomError) -> None:
+            desk.output.warning(f"{show_name(path)}: {fault.what}")
+
+        return Opening(not self.restore, cache, scratch, tell, desk.output.note)
+
+
+NO_TARGET, WHOLE_CLUSTER, _OPENING = TargetFlags(), ClusterFlags(), OpeningFlags()
 
 
 def target_of(
@@ -502,6 +533,27 @@ def _backup(repository: Repository, source: str, backup: str | None) -> str | No
     return None if backup is None else find_snapshot(repository, source, backup=backup).id
 
 
+def found_at(
+    desk: Desk, repository: Repository, place: str, flags: TargetFlags
+) -> tuple[Cluster, Answer]:
+    """The cluster and the point that SOURCE@T, or SOURCE and flags, name; NotFound for a NO."""
+    from strongroom.cli.points import _ID  # noqa: PLC0415
+    from strongroom.operations.can_restore import answer, require  # noqa: PLC0415
+    from strongroom.operations.points import look  # noqa: PLC0415
+
+    where = parse_place(place)
+    if where.path:
+        raise UsageError(f"{place} names a path.", do="Write SOURCE@T and nothing behind it.")
+    is_id = bool(where.point) and _ID.fullmatch(where.point) is not None
+    at = where.point if where.point and not is_id else None
+    backup = where.point if is_id else None
+    base = _backup(repository, where.source, backup)
+    cluster = look(repository, where.source, backup=base)
+    found = answer(cluster, target_of(desk, flags, at, backup=backup), backup=base)
+    require(found, cluster)
+    return cluster, found
+
+
 # -- table -------------------------------------------------------------------------------------
 
 
@@ -512,6 +564,7 @@ def table(
     *,
     output: Annotated[str, Parameter(alias="-o")],
     database: str | None = None,
+    opening: OpeningFlags = _OPENING,
     everywhere: Everywhere = _DEFAULT,
 ) -> int:
     """Take one table out of a cluster as it was, through a throw-away server.
@@ -527,25 +580,13 @@ def table(
     database
         In which database, where the cluster has several.
     """
-    from strongroom.cli.points import _ID  # noqa: PLC0415
-    from strongroom.operations.can_restore import answer, require  # noqa: PLC0415
-    from strongroom.operations.points import look  # noqa: PLC0415
     from strongroom.operations.table import take_table  # noqa: PLC0415
 
     desk = Desk(everywhere)
-    where = parse_place(place)
-    if where.path:
-        raise UsageError(f"{place} names a path.", do="Write SOURCE@T and then schema.table.")
-    is_id = bool(where.point) and _ID.fullmatch(where.point) is not None
-    at = where.point if where.point and not is_id else None
-    backup = where.point if is_id else None
     with desk.repository() as repository:
-        base = _backup(repository, where.source, backup)
-        cluster = look(repository, where.source, backup=base)
-        target = target_of(desk, NO_TARGET, at, backup=backup)
-        found = answer(cluster, target, backup=base)
-        verdict = require(found, cluster)
-        configured = desk.configuration.source.get(where.source)
+        cluster, found = found_at(desk, repository, place, NO_TARGET)
+        verdict = found.verdict
+        configured = desk.configuration.source.get(cluster.source)
         with listening(desk.output) as progress:
             done = take_table(
                 repository,
@@ -555,6 +596,7 @@ def table(
                 output,
                 database=database or wiring.database_of(configured),
                 clients=wiring.clients(configured),
+                how=opening.how(desk),
                 jobs=desk.jobs,
                 progress=progress,
             )
@@ -617,9 +659,11 @@ __all__: Sequence[str] = [
     "NO_TARGET",
     "WHOLE_CLUSTER",
     "ClusterFlags",
+    "OpeningFlags",
     "TargetFlags",
     "Wanted",
     "can_restore",
+    "found_at",
     "points",
     "restore_cluster",
     "table",

@@ -479,11 +479,9 @@ class PhysicalSink:
         )
         if moved and facts.tablespace_map:
             # PostgreSQL makes the links anew from it: the old places, on this machine.
-            lines = [
-                oid.encode() + b" " + _escaped(path) + b"\n" for oid, path in sorted(spaces.items())
-            ]
-            self._put(root, b"tablespace_map", b"".join(lines), 0o600)
-            self._changed[b"tablespace_map"] = b"".join(lines)
+            content = space_map(spaces)
+            self._put(root, b"tablespace_map", content, 0o600)
+            self._changed[b"tablespace_map"] = content
         if self._recovery is None:
             return
         entry = snapshot.find(b"data/" + AUTO_CONF)
@@ -653,6 +651,13 @@ def check_path(path: bytes) -> None:
         raise Damaged(f"The backup names a path that leads elsewhere: {shown(path)!r}.")
 
 
+def space_map(spaces: Mapping[str, bytes]) -> bytes:
+    """tablespace_map that leads each tablespace, by its oid, to a place."""
+    return b"".join(
+        oid.encode() + b" " + _escaped(path) + b"\n" for oid, path in sorted(spaces.items())
+    )
+
+
 def _escaped(path: bytes) -> bytes:
     for letter in (b"\\", b"\n", b"\r"):
         path = path.replace(letter, b"\\" + letter)
@@ -722,4 +727,4 @@ def _nearest(path: bytes) -> bytes:
     return path
 
 
-__all__ = ["MARKER", "PhysicalSink", "facts_of", "free_at"]
+__all__ = ["MARKER", "PhysicalSink", "check_path", "facts_of", "free_at", "space_map"]
