@@ -198,6 +198,14 @@ class PostgresTable(
             "those that the server names."
         ),
     ] = ()
+    slot: Annotated[
+        str | None,
+        Meta(
+            description="Replication slot of `wal receive`; otherwise strongroom_ and the source's "
+            "name.",
+            pattern="^[a-z0-9_]{1,63}$",
+        ),
+    ] = None
     jobs: Annotated[
         Jobs | None, Meta(description="Dump streams, or threads that read, side by side.")
     ] = None
