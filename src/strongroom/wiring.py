@@ -42,8 +42,8 @@ if TYPE_CHECKING:
     from strongroom.postgres.physical.stream import StreamSource
     from strongroom.postgres.recovery.settings import Recovery
     from strongroom.postgres.rights import Rights
-    from strongroom.postgres.wal.archiver import Archiver
     from strongroom.postgres.server import Conninfo
+    from strongroom.postgres.wal.archiver import Archiver
     from strongroom.postgres.wal.daemon import Daemon
     from strongroom.postgres.wal.receive import Receiver, Wanted
     from strongroom.postgres.wal.slots import Slot

@@ -129,9 +129,12 @@ def parse_object(name: str) -> Place:
             kind_of(last)
             if last[:8] == parts[2]:
                 return Place("file", system, timeline, last)
-        elif (shape := _BELOW.get(parts[3])) is not None and shape.fullmatch(last):
-            if parts[3] != "parts" or Part.parse(last).segment[:8] == parts[2]:
-                return Place(parts[3], system, timeline, last)
+        elif (
+            (shape := _BELOW.get(parts[3])) is not None
+            and shape.fullmatch(last)
+            and (parts[3] != "parts" or Part.parse(last).segment[:8] == parts[2])
+        ):
+            return Place(parts[3], system, timeline, last)
     raise ValueError(f"not the name of an object of the WAL: {name}")
 
 

@@ -41,7 +41,6 @@ from strongroom.format.wal import (
     Fork,
     SegmentFacts,
     WalKind,
-    kind_of,
     lsn_text,
     parse_history,
 )

@@ -250,7 +250,7 @@ def receive(
         The server is the right one although the repository holds a newer timeline that went
         another way before.
     """
-    from strongroom.postgres.wal.receive import Wanted, drop_slot as drop  # noqa: PLC0415
+    from strongroom.postgres.wal.receive import Wanted, remove_slot  # noqa: PLC0415
     from strongroom.postgres.wal.spool import Spool  # noqa: PLC0415
 
     desk = Desk(everywhere)
@@ -259,7 +259,7 @@ def receive(
     if drop_slot:
         if create_slot:
             raise UsageError("--create-slot and --drop-slot are two commands.", do="Give one.")
-        there = drop(conninfo, slot)
+        there = remove_slot(conninfo, slot)
         desk.output.line(f"{slot}: {'removed' if there else 'there was none'}")
         return desk.output.finish("wal receive", {"slot": slot, "dropped": there}, None)
     limit, until = _limit(spool_limit), _position(stop_at)

@@ -635,7 +635,7 @@ class Receiver:
                     begin = None
 
 
-def drop_slot(conninfo: Conninfo, name: str) -> bool:
+def remove_slot(conninfo: Conninfo, name: str) -> bool:
     """Remove a slot; whether there was one."""
     with Replication(_failover(conninfo)) as replication:
         try:
@@ -670,4 +670,4 @@ def _segment_size(replication: Replication) -> int:
     return size
 
 
-__all__ = ["Received", "Receiver", "Wanted", "drop_slot"]
+__all__ = ["Received", "Receiver", "Wanted", "remove_slot"]

@@ -18,7 +18,7 @@ from strongroom.errors import StorageFull, StorageUnreachable, StrongroomError
 from strongroom.format.wal import SegmentName, lsn_text
 from strongroom.format.walfile import Part
 from strongroom.postgres.wal.push import Pusher
-from strongroom.postgres.wal.records import Carry, scan_segment
+from strongroom.postgres.wal.records import scan_segment
 from strongroom.postgres.wal.spool import Kept, Spool, Tape, sync_folder
 from strongroom.repository.wal import WalStore
 

@@ -9,7 +9,7 @@ from typing import Any
 from strongroom.errors import StrongroomError
 from strongroom.format.wal import lsn_text, parse_lsn
 from strongroom.postgres.replication import Replication, ServerError
-from strongroom.postgres.server import Conninfo, connect
+from strongroom.postgres.server import Conninfo, connect, translated
 from strongroom.rules.sizes import show_size
 
 READ_SINCE = 150000
@@ -21,8 +21,7 @@ select active, restart_lsn::text, wal_status,
        pg_wal_lsn_diff(case when pg_is_in_recovery() then pg_last_wal_replay_lsn()
                             else pg_current_wal_lsn() end, restart_lsn)::bigint,
        (select setting::bigint from pg_settings where name = 'max_slot_wal_keep_size'),
-       (select pg_size_bytes(setting || coalesce(unit, '')) from pg_settings
-         where name = 'wal_segment_size')
+       (select setting::bigint from pg_settings where name = 'wal_segment_size')
   from pg_replication_slots where slot_name = %s and slot_type = 'physical'
 """
 
@@ -81,7 +80,7 @@ def slot_name(source: str) -> str:
 
 def ask_slot(conninfo: Conninfo, name: str) -> Slot | None:
     """What a server says of a slot; None when there is none. Raises what `connect` does."""
-    with connect(conninfo, statement_timeout=30) as connection:
+    with translated(conninfo), connect(conninfo, statement_timeout=30) as connection:
         row = connection.execute(_QUESTION, [name]).fetchone()
     if row is None:
         return None
