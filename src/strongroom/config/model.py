@@ -112,6 +112,9 @@ class Command(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
 Commands: TypeAlias = tuple[Annotated[tuple[str, ...], Meta(min_length=1)], ...]
 
 
+SlotName: TypeAlias = Annotated[str, Meta(pattern="^[a-z0-9_]{1,63}$")]
+
+
 class PostgresRunbook(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """What `restore --runbook` does around a database."""
 
@@ -199,11 +202,10 @@ class PostgresTable(
         ),
     ] = ()
     slot: Annotated[
-        str | None,
+        SlotName | None,
         Meta(
             description="Replication slot of `wal receive`; otherwise strongroom_ and the source's "
-            "name.",
-            pattern="^[a-z0-9_]{1,63}$",
+            "name."
         ),
     ] = None
     jobs: Annotated[

@@ -133,7 +133,7 @@ def _around(cluster: Cluster, timeline: int, number: int) -> Iterator[Commit]:
     for each in range(max(0, number - _NEAR), number + 2):
         if way.there(each):
             name = SegmentName(way.timeline_of(each), each, cluster.log.segment_size)
-            found.append((name, cluster.store.get(cluster.system_id, str(name))))
+            found.append((name, cluster.wal(str(name))))
         elif each < number:
             found.clear()
         else:
@@ -164,7 +164,7 @@ def _find_transaction(cluster: Cluster, target: Target) -> Target:
 
 def _get(cluster: Cluster, name: SegmentName) -> bytes:
     try:
-        return cluster.store.get(cluster.system_id, str(name))
+        return cluster.wal(str(name))
     except ObjectMissing:
         raise NotFound(f"The WAL segment {name} went away while it was looked for.") from None
 

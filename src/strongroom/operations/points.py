@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from strongroom.errors import NotFound
-from strongroom.format.wal import SegmentName
+from strongroom.errors import NotFound, ObjectMissing
+from strongroom.format.wal import SegmentFacts, SegmentName, WalKind, kind_of
 from strongroom.operations.browse import list_snapshots
 from strongroom.postgres.physical.facts import PhysicalFacts, is_physical
 from strongroom.repository.catalogue import Snapshot
@@ -27,6 +27,16 @@ class Cluster:
     snapshots: Mapping[str, Snapshot]
     facts: Mapping[str, PhysicalFacts]
     notes: Sequence[str]
+
+    def wal(self, name: str) -> bytes:
+        """A file of the log; of a segment that is not there what came of it, filled up with zeros."""
+        try:
+            return self.store.get(self.system_id, name)
+        except ObjectMissing:
+            if kind_of(name) is not WalKind.SEGMENT:
+                raise
+            data = self.store.get_begun(self.system_id, name)
+            return data.ljust(self.log.segment_size, b"\0")
 
     @property
     def major(self) -> int:
@@ -110,16 +120,24 @@ def _log(listing: WalListing, size: int) -> Log:
 
 
 def _held(timeline: Timeline, size: int) -> Held:
-    segments = {
+    segments: dict[int, SegmentFacts | None] = {
         SegmentName.parse(file.name, size).number: file.facts
         for file in timeline.segments
         if file.size == size
     }
+    begun = {
+        SegmentName.parse(one.name, size).number: one.facts
+        for one in timeline.begun
+        if one.facts is not None and one.facts.last is not None
+    }
+    begun = {number: facts for number, facts in begun.items() if number not in segments}
+    segments |= begun
     return Held(
         segments,
         timeline.history,
         tuple(RecordedGap(gap.start, gap.end, gap.reason) for gap in timeline.gaps),
         frozenset(SegmentName.parse(file.name, size).number for file in timeline.partials),
+        frozenset(begun),
     )
 
 

@@ -56,7 +56,7 @@ def sandbox_of(
 
     def fetch(name: str) -> bytes | None:
         try:
-            return cluster.store.get(cluster.system_id, name)
+            return cluster.wal(name)
         except ObjectMissing:
             return None
 

@@ -24,9 +24,7 @@ def position(server: EmbeddedServer) -> str:
 def segments(server: EmbeddedServer) -> list[str]:
     """Whole segments in pg_wal, up to where the server writes."""
     with server.connect() as connection:
-        row = connection.execute(
-            "SELECT pg_walfile_name(pg_current_wal_lsn())"
-        ).fetchone()
+        row = connection.execute("SELECT pg_walfile_name(pg_current_wal_lsn())").fetchone()
     assert row is not None
     names = os.listdir(os.path.join(server.data_directory, "pg_wal"))
     return sorted(one for one in names if len(one) == 24 and one < row[0])

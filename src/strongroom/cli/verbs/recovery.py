@@ -352,7 +352,7 @@ def restore_cluster(desk: Desk, repository: Repository, wanted: Wanted) -> int:
         os.fsencode(wanted.to),
         recovery=recovery_of(
             verdict,
-            restore_command=_fetch_command(desk, target, standby=standby),
+            restore_command=_fetch_command(desk, verdict, standby=standby),
             standby=standby,
             action=wanted.cluster.action,
         ),
@@ -391,7 +391,7 @@ def restore_cluster(desk: Desk, repository: Repository, wanted: Wanted) -> int:
     return _tell(desk, wanted, snapshot, outcome, seconds, _answer_body(cluster, found, None))
 
 
-def _fetch_command(desk: Desk, target: Target, *, standby: bool) -> str:
+def _fetch_command(desk: Desk, verdict: Verdict, *, standby: bool) -> str:
     flags = desk.flags
     return wiring.fetch_command(
         desk.loaded.path,
@@ -401,7 +401,7 @@ def _fetch_command(desk: Desk, target: Target, *, standby: bool) -> str:
         passphrase_file=flags.passphrase_file,
         recovery_code_file=flags.recovery_code_file,
         standby=standby,
-        partial=target.kind == "latest" and not standby,
+        partial=(verdict.unfinished or verdict.target.kind == "latest") and not standby,
     )
 
 

@@ -356,16 +356,19 @@ def status(source: str, /, *, everywhere: Everywhere = _DEFAULT) -> int:
     with desk.repository() as repository:
         systems = wal_status(repository, source)
     archiver, away = wiring.ask_archiver(table, desk.environ)
+    slot = None if away is not None else wiring.ask_slot(source, table, desk.environ)
     newest = max((one for each in systems for one in each.timelines), key=_newest, default=None)
     lag = None
     if archiver is not None:
-        lag = max(0, archiver.written - (newest.end if newest is not None else 0))
+        here = 0 if newest is None else max(newest.end, newest.received)
+        lag = max(0, archiver.written - here)
     desk.output.document(
         "wal",
         {
             "source": source,
             "systems": [one.body() for one in systems],
             "server": None if archiver is None else archiver.body(),
+            "slot": None if slot is None else slot.body(),
             "server_error": None if away is None else away.what,
             "lag": lag,
         },
@@ -375,20 +378,26 @@ def status(source: str, /, *, everywhere: Everywhere = _DEFAULT) -> int:
     if not systems:
         desk.output.line(f"{source}: no WAL was archived yet")
     if archiver is not None and lag is not None:
-        last = archiver.last_archived or "nothing"
+        last = f"the server archived {archiver.last_archived or 'nothing'} last; "
         desk.output.line(
-            f"{source}: the server archived {last} last; {show_size(lag)} of its log"
-            " are not in the repository yet"
+            f"{source}: {last if archiver.last_archived or slot is None else ''}"
+            f"{show_size(lag)} of its log are not in the repository yet"
         )
+        if slot is not None:
+            reads = "is read" if slot.active else "is not read by anybody now"
+            desk.output.line(f"{source}: the replication slot {slot.name} {reads}")
+            if slot.trouble is not None:
+                desk.output.warning(f"replication slot {slot.name}: {slot.trouble}")
         if archiver.failing:
             desk.output.warning(
                 f"archiving fails: {archiver.last_failed} at {archiver.last_failed_time}"
             )
-        if archiver.mode == "off":
+        if archiver.mode == "off" and slot is None:
             desk.output.warning("archive_mode is off: the server archives nothing")
     elif away is not None:
         desk.output.note(f"{source}: the server was not asked: {away.what}")
     amiss = not systems or any(each.amiss for each in systems)
+    amiss = amiss or (slot is not None and slot.trouble is not None)
     return PROMISE_MISSED if amiss or (archiver is not None and archiver.failing) else 0
 
 
@@ -402,6 +411,8 @@ def _system_lines(system: SystemStatus, source: str) -> list[str]:
         span = f"{lsn_text(one.start)} to {lsn_text(one.end)}" if one.segments else "no segment"
         line = f"{source}: system {system.system_id} timeline {one.timeline}: {span}"
         line += f", {one.segments:,} segments"
+        if one.received:
+            line += f", and received up to {lsn_text(one.received)}"
         if one.last_commit is not None:
             line += f", last commit {show_moment(one.last_commit)}"
         if one.last_archived is not None:
