@@ -232,15 +232,16 @@ class Replication:
             return WalData(0, end, sent, None, bool(reply))
         raise StrongroomError(f"The server sent an unknown message in the log: {kind!r}.")
 
-    def ended(self) -> tuple[int, int] | None:
-        """After `wal` told the end: the timeline that follows this one and where it begins; None
-        where the server ends the stream because it is shutting down. ServerError where it has lost
-        the log that it was to send."""
+    def ended(self, flushed: int) -> tuple[int, int] | None:
+        """After `wal` told the end, and all is durable: the timeline that follows this one and where
+        it begins; None where the server ends the stream because it is shutting down. ServerError
+        where it has lost the log that it was to send."""
         from psycopg.pq import ExecStatus  # noqa: PLC0415
 
         found = None
         while (result := self.result()) is not None:
             if result.status in (ExecStatus.COPY_IN, ExecStatus.COPY_BOTH):
+                self.report(flushed, flushed)
                 with translated(self.conninfo):
                     self._pq.put_copy_end()
                     self._flush()

@@ -243,9 +243,12 @@ class Place:
         return len(names)
 
     def first(self, server: EmbeddedServer) -> str:
-        """The first segment of the server's timeline that is in the repository."""
-        timeline = one(server, "SELECT timeline_id FROM pg_control_checkpoint()")
-        return self.listing().timelines[timeline].segments[0].name
+        """The first segment that is in the repository, by the name of the server's timeline."""
+        timeline = int(one(server, "SELECT pg_walfile_name(pg_current_wal_lsn())")[:8], 16)
+        held = self.listing().timelines[timeline]
+        forks = held.history or ()
+        begun = SegmentName.holding(timeline, forks[-1].lsn, MIB) if forks else None
+        return str(begun) if begun else held.segments[0].name
 
 
 def dsn_of(*servers: EmbeddedServer) -> str:

@@ -203,8 +203,9 @@ class Receiver:
                     do=f"Set synchronous_commit = on, or leave {self._name} out of"
                     " synchronous_standby_names.",
                 )
+            wait = "do not wait" if commit in ("off", "local") else "wait"
             self._tell(
-                "synchronous", f"commits wait for {self._name} (synchronous_commit={commit})"
+                "synchronous", f"commits {wait} for {self._name}: synchronous_commit = {commit}"
             )
         return system
 
@@ -415,8 +416,7 @@ class Receiver:
             if self._take(replication):
                 continue
             self._flush(replication)
-            self._report(replication)
-            following = replication.ended()
+            following = replication.ended(self._confirmed())
             if following is None:
                 raise DatabaseUnreachable("The server ended the stream: it is shutting down.")
             self._end_timeline(cluster)

@@ -12,14 +12,14 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from strongroom.errors import StorageFull, StorageUnreachable, StrongroomError
 from strongroom.format.wal import SegmentName, lsn_text
 from strongroom.format.walfile import Part
 from strongroom.postgres.wal.push import Pusher
 from strongroom.postgres.wal.records import scan_segment
-from strongroom.postgres.wal.spool import Kept, Spool, Tape, sync_folder
+from strongroom.postgres.wal.spool import Kept, Spool, Tape, durable_end, sync_folder
 from strongroom.repository.wal import WalStore
 
 _FIRST_PAUSE, _LAST_PAUSE = 0.5, 30.0
@@ -247,10 +247,12 @@ class Shipper:
         self._tell("segment", f"{name} is in the repository", name=name, put=str(pushed.put))
 
     def _put_left(self, one: Kept) -> None:
-        """What came of a segment before goes as one part; where it never gets whole, that leaves
-        the spool."""
+        """What came of a segment before goes as one part, as far as it proves itself; where it
+        never gets whole, that leaves the spool."""
         if self._store.head(one.system_id, str(one.segment)) is None:
-            self._store_part(one, 0)
+            before = self._spool.carry(one.system_id, one.segment)
+            size = durable_end(one.read()[: one.size], one.segment, before)
+            self._store_part(replace(one, size=size), 0)
         if one.path in self._abandoned:
             with suppress(OSError):
                 os.unlink(one.path)
