@@ -18,6 +18,7 @@ import traceback
 import uuid
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -140,15 +141,15 @@ def written(server: EmbeddedServer) -> list[str]:
 
 
 @contextlib.contextmanager
-def writing(server: EmbeddedServer) -> Iterator[list[int]]:
+def writing(server: EmbeddedServer, pause: float = 0.0) -> Iterator[list[int]]:
     """Write from another thread, through everything, until the block ends; the transactions whose
-    commit was confirmed."""
+    commit was confirmed. Where nothing is waited for, a pause keeps the log short."""
     stop, confirmed = threading.Event(), list[int]()
 
     def work() -> None:
         while not stop.wait(0.01):
             with contextlib.suppress(psycopg.Error), server.connect() as connection:
-                while not stop.is_set():
+                while not stop.wait(pause):
                     row = connection.execute(
                         f"{FILL} RETURNING pg_current_xact_id()::text"
                     ).fetchone()
@@ -164,7 +165,7 @@ def writing(server: EmbeddedServer) -> Iterator[list[int]]:
         thread.join(60)
 
 
-@dataclass(frozen=True)
+@dataclass
 class Place:
     """A repository in a folder and a spool beside it."""
 
@@ -181,9 +182,14 @@ class Place:
     def store(self) -> WalStore:
         return WalStore(open_room(LocalStorage(str(self.root / "repository")), uuid.uuid4().hex))
 
-    def listing(self) -> WalListing:
+    @cached_property
+    def reading(self) -> tuple[WalStore, int]:
         store = self.store()
         (system,) = store.systems("db")
+        return store, system
+
+    def listing(self) -> WalListing:
+        store, system = self.reading
         return store.listing(system)
 
     def events(self, kind: str) -> list[dict[str, Any]]:
@@ -214,8 +220,7 @@ class Place:
 
     def segment(self, name: str) -> bytes:
         """A segment, or the beginning of it that is there."""
-        store = self.store()
-        (system,) = store.systems("db")
+        store, system = self.reading
         try:
             return store.get(system, name)
         except ObjectMissing:
@@ -236,7 +241,8 @@ class Place:
 
     def assert_is(self, server: EmbeddedServer) -> int:
         """What is in the repository is what the server wrote, byte for byte; how many segments."""
-        names = [each for each in written(server) if each >= self.first(server)]
+        first = self.first(server)
+        names = [each for each in written(server) if each >= first]
         assert names
         for name in names:
             assert self.segment(name) == Path(server.data_directory, "pg_wal", name).read_bytes()
@@ -264,7 +270,9 @@ class Running:
     """A receiver in a process of its own."""
 
     def __init__(self, place: Place, dsn: str, wanted: Mapping[str, Any]) -> None:
-        self._process = _PROCESSES.Process(target=_receive, args=(place, dsn, dict(wanted)))
+        self._process = _PROCESSES.Process(
+            target=_receive, args=(Place(place.root), dsn, dict(wanted))
+        )
         self._process.start()
 
     @property

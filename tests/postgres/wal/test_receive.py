@@ -121,7 +121,7 @@ def test_trap_35_a_server_that_shuts_down_does_not_wait(place: Place, confirm: s
 def test_trap_36_killed_again_and_again_there_is_no_hole(place: Place, major: int) -> None:
     drawn = random.Random(major)
     with primary(major) as server:
-        with writing(server):
+        with writing(server, pause=0.01):
             for _ in range(6):
                 receiver = place.start(server)
                 time.sleep(drawn.uniform(0, 0.4))
