@@ -42,8 +42,12 @@ if TYPE_CHECKING:
     from strongroom.postgres.physical.stream import StreamSource
     from strongroom.postgres.recovery.settings import Recovery
     from strongroom.postgres.rights import Rights
+    from strongroom.postgres.server import Conninfo
     from strongroom.postgres.wal.archiver import Archiver
     from strongroom.postgres.wal.daemon import Daemon
+    from strongroom.postgres.wal.receive import Receiver, Wanted
+    from strongroom.postgres.wal.slots import Slot
+    from strongroom.postgres.wal.spool import Spool
     from strongroom.progress import Progress
     from strongroom.repository.catalogue import Snapshot
     from strongroom.repository.ports import Sink, SnapshotReader, Source
@@ -774,6 +778,57 @@ def wal_daemon(
         explain=explain,
         tell=tell,
     )
+
+
+def receiver(
+    name: str,
+    table: SourceTable,
+    *,
+    repository: Repository,
+    spool: Spool,
+    wanted: Callable[[str], Wanted],
+    environ: Mapping[str, str],
+    tell: Callable[..., None],
+    progress: Progress,
+    stop: Callable[[], bool],
+) -> Receiver:
+    """What receives the log of a source; `wanted` says how, by the name of its slot."""
+    from strongroom.postgres.wal.receive import Receiver  # noqa: PLC0415
+    from strongroom.repository.wal import WalStore  # noqa: PLC0415
+
+    conninfo, slot = wal_place(name, table, environ)
+    return Receiver(
+        name,
+        conninfo,
+        WalStore(repository),
+        spool,
+        wanted(slot),
+        tell=tell,
+        progress=progress,
+        stop=stop,
+    )
+
+
+def wal_place(name: str, table: SourceTable, environ: Mapping[str, str]) -> tuple[Conninfo, str]:
+    """Where the log of a source comes from, and by which replication slot."""
+    from strongroom.postgres.server import Conninfo  # noqa: PLC0415
+    from strongroom.postgres.wal.slots import slot_name  # noqa: PLC0415
+
+    if not isinstance(table, PostgresTable):
+        raise UsageError("The source is no database: it has no WAL.")
+    conninfo = Conninfo.parse(table.dsn, password=_text(table.password, environ))
+    return conninfo, table.slot or slot_name(name)
+
+
+def ask_slot(name: str, table: SourceTable, environ: Mapping[str, str]) -> Slot | None:
+    """The replication slot of a source; None where there is none or nobody can be asked."""
+    from strongroom.postgres.wal.slots import ask_slot as ask  # noqa: PLC0415
+
+    conninfo, slot = wal_place(name, table, environ)
+    try:
+        return ask(conninfo, slot)
+    except StrongroomError:
+        return None
 
 
 def ask_archiver(

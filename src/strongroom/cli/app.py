@@ -40,6 +40,7 @@ VERBS: dict[tuple[str, ...], tuple[str, Group]] = {
     ("key", "remove"): ("key:remove", MANAGE),
     ("wal", "push"): ("wal:push", AUTOMATION),
     ("wal", "fetch"): ("wal:fetch", AUTOMATION),
+    ("wal", "receive"): ("wal:receive", AUTOMATION),
     ("wal", "daemon"): ("wal:daemon", AUTOMATION),
     ("wal", "status"): ("wal:status", AUTOMATION),
     ("config", "check"): ("config:check", AUTOMATION),
@@ -57,7 +58,9 @@ NOUNS = {
     "config": "The configuration.",
 }
 # Commands that may take long: with --json they print lines, the last of type "result".
-LONG = frozenset({"backup", "restore", "check", "demo", "export", "import", "open", "table"})
+LONG = frozenset(
+    {"backup", "restore", "check", "demo", "export", "import", "open", "table", "wal receive"}
+)
 
 
 def build() -> App:

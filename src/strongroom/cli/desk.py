@@ -87,6 +87,14 @@ class Desk:
         base = self.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
         return self.configuration.cache_dir or os.path.join(base, "strongroom")
 
+    @cached_property
+    def state_dir(self) -> str:
+        """Where is kept what must not be lost: what systemd names, else ~/.local/state."""
+        if (given := self.environ.get("STATE_DIRECTORY")) is not None:
+            return given.split(":")[0]
+        base = self.environ.get("XDG_STATE_HOME") or os.path.expanduser("~/.local/state")
+        return os.path.join(base, "strongroom")
+
     # -- time ------------------------------------------------------------------------------
 
     @property

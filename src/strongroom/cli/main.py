@@ -118,7 +118,8 @@ def _fail(argv: list[str], fault: StrongroomError) -> int:
 
         traceback.print_exception(fault, file=sys.stderr)
     try:
-        Output(json=wants(argv, "--json")).error(fault, long=verb in LONG, verb=verb)
+        words = next((one for one in (verb, " ".join(argv[:2])) if one in LONG), verb)
+        Output(json=wants(argv, "--json")).error(fault, long=words in LONG, verb=words)
     except BrokenPipeError:
         _drop_stdout()
     return _status(argv, fault.exit_status)

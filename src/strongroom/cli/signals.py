@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
 from types import FrameType
 
 from strongroom.errors import Interrupted
@@ -19,6 +20,22 @@ def convert_signals() -> None:
     """Make both signals raise `Interrupted` in the main thread."""
     for number in _STATUS:
         signal.signal(number, _raise)
+
+
+def collect_signals() -> threading.Event:
+    """Make both signals set an event instead, for work that ends itself in order; the second ends
+    the process at once."""
+    asked = threading.Event()
+
+    def note(number: int, frame: FrameType | None) -> None:
+        del number, frame
+        for each in _STATUS:
+            signal.signal(each, _end_now)
+        asked.set()
+
+    for number in _STATUS:
+        signal.signal(number, note)
+    return asked
 
 
 def interrupted(number: int) -> Interrupted:

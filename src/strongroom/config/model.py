@@ -112,6 +112,9 @@ class Command(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
 Commands: TypeAlias = tuple[Annotated[tuple[str, ...], Meta(min_length=1)], ...]
 
 
+SlotName: TypeAlias = Annotated[str, Meta(pattern="^[a-z0-9_]{1,63}$")]
+
+
 class PostgresRunbook(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """What `restore --runbook` does around a database."""
 
@@ -198,6 +201,13 @@ class PostgresTable(
             "those that the server names."
         ),
     ] = ()
+    slot: Annotated[
+        SlotName | None,
+        Meta(
+            description="Replication slot of `wal receive`; otherwise strongroom_ and the source's "
+            "name."
+        ),
+    ] = None
     jobs: Annotated[
         Jobs | None, Meta(description="Dump streams, or threads that read, side by side.")
     ] = None

@@ -10,13 +10,15 @@ the header and of all frames, so that whoever holds the catalogue key can tell t
 it was put, and only readers what is in it.
 
     wal/<system>/<timeline>/<file>                           a file
+    wal/<system>/<timeline>/parts/<segment>-<from>-<to>      bytes of a segment that is not whole yet
     wal/<system>/<timeline>/gaps/<from>-<to>-<8 hex>         log that nobody has any more, and why
     wal/<system>/<timeline>/conflicts/<file>-<16 hex>        other content was offered for a file
     wal/<system>/<timeline>/summaries/<first>-<last>-<8 hex> what many files are: a cache
     wal/sources/<source>/<system>                            whose log it is
 
 <system> is the system identifier in 16 lower-case hex digits, <timeline> the first eight characters
-of the file's name, positions are 16 lower-case hex digits.
+of the file's name, positions are 16 lower-case hex digits, the ends of parts 8: bytes from the
+start of the segment.
 """
 
 from __future__ import annotations
@@ -48,6 +50,7 @@ _LENGTH = struct.Struct("<I")
 _SYSTEM = re.compile(r"[0-9a-f]{16}")
 _TIMELINE = re.compile(r"[0-9A-F]{8}")
 _GAP = re.compile(r"([0-9a-f]{16})-([0-9a-f]{16})-[0-9a-f]{8}")
+_PART = re.compile(r"([0-9A-F]{24})-([0-9a-f]{8})-([0-9a-f]{8})")
 _CONFLICT = re.compile(r"([0-9A-Za-z.]+)-([0-9a-f]{16})")
 _SUMMARY = re.compile(r"[0-9A-Za-z.]+-[0-9A-Za-z.]+-[0-9a-f]{8}")
 
@@ -70,11 +73,37 @@ def object_name(system_id: int, name: str) -> str:
     return f"{PREFIX}{system_text(system_id)}/{name[:8]}/{name}"
 
 
+@dataclass(frozen=True, slots=True, order=True)
+class Part:
+    """Bytes [start, end) of a segment that is not whole yet."""
+
+    segment: str
+    start: int
+    end: int
+
+    def __str__(self) -> str:
+        return f"{self.segment}-{self.start:08x}-{self.end:08x}"
+
+    @staticmethod
+    def parse(name: str) -> Part:
+        """Inverse of `str`; ValueError."""
+        match = _PART.fullmatch(name)
+        if not match or match[2] >= match[3]:
+            raise ValueError(f"not the name of a part of a segment: {name!r}")
+        return Part(match[1], int(match[2], 16), int(match[3], 16))
+
+
+def part_prefix(system_id: int, segment: str) -> str:
+    """What the names of all parts of a segment begin with."""
+    kind_of(segment)
+    return f"{folder(system_id, int(segment[:8], 16))}parts/{segment}-"
+
+
 @dataclass(frozen=True, slots=True)
 class Place:
     """What an object below `wal/` is by its name.
 
-    `sort` is "file", "gaps", "conflicts", "summaries" or "sources"; `name` the last part.
+    `sort` is "file", "parts", "gaps", "conflicts", "summaries" or "sources"; `name` the last part.
     """
 
     sort: str
@@ -100,12 +129,23 @@ def parse_object(name: str) -> Place:
             kind_of(last)
             if last[:8] == parts[2]:
                 return Place("file", system, timeline, last)
-        elif (shape := _BELOW.get(parts[3])) is not None and shape.fullmatch(last):
+        elif (
+            (shape := _BELOW.get(parts[3])) is not None
+            and shape.fullmatch(last)
+            and (parts[3] != "parts" or Part.parse(last).segment[:8] == parts[2])
+        ):
             return Place(parts[3], system, timeline, last)
     raise ValueError(f"not the name of an object of the WAL: {name}")
 
 
-_BELOW = {"gaps": _GAP, "conflicts": _CONFLICT, "summaries": _SUMMARY}
+_BELOW = {"parts": _PART, "gaps": _GAP, "conflicts": _CONFLICT, "summaries": _SUMMARY}
+
+
+def place_of(sort: str, system_id: int, name: str) -> str:
+    """Where a file, or a part of one, rests; ValueError when there is none of that name."""
+    if sort == "parts":
+        return f"{folder(system_id, int(Part.parse(name).segment[:8], 16))}parts/{name}"
+    return object_name(system_id, name)
 
 
 # -- a file ------------------------------------------------------------------------------------
@@ -357,6 +397,7 @@ __all__ = [
     "Conflict",
     "Gap",
     "Opened",
+    "Part",
     "Place",
     "WalFile",
     "WalHead",
@@ -368,4 +409,6 @@ __all__ = [
     "needed",
     "object_name",
     "parse_object",
+    "part_prefix",
+    "place_of",
 ]

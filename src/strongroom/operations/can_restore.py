@@ -233,7 +233,7 @@ def _find_transaction(cluster: Cluster, target: Target) -> Target:
 
 def _get(cluster: Cluster, name: SegmentName) -> bytes:
     try:
-        return cluster.store.get(cluster.system_id, str(name))
+        return cluster.wal(str(name))
     except ObjectMissing:
         raise NotFound(f"The WAL segment {name} went away while it was looked for.") from None
     except Damaged as fault:

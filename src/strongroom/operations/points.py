@@ -6,10 +6,11 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from strongroom.errors import NotFound
-from strongroom.format.wal import SegmentName
+from strongroom.errors import NotFound, ObjectMissing
+from strongroom.format.wal import SegmentFacts, SegmentName, WalKind, kind_of
 from strongroom.operations.browse import list_snapshots
 from strongroom.postgres.physical.facts import PhysicalFacts, is_physical
+from strongroom.postgres.wal.fetch import furthest
 from strongroom.repository.catalogue import Snapshot
 from strongroom.repository.repository import Repository
 from strongroom.repository.wal import Timeline, WalListing, WalStore
@@ -30,6 +31,25 @@ class Cluster:
     snapshots: Mapping[str, Snapshot]
     facts: Mapping[str, PhysicalFacts]
     notes: Sequence[str]
+
+    def wal(self, name: str, *, unfinished: bool = True) -> bytes:
+        """A file of the log; of a segment that is not there what came of it, filled up with zeros.
+
+        ObjectMissing when there is none of it; without `unfinished` when it is not there whole.
+        """
+        try:
+            return self.store.get(self.system_id, name)
+        except ObjectMissing:
+            if kind_of(name) is not WalKind.SEGMENT or not unfinished:
+                raise
+            found = furthest(
+                SegmentName.parse(name, self.log.segment_size),
+                partial=lambda: self.store.get(self.system_id, name + ".partial"),
+                begun=lambda: self.store.get_begun(self.system_id, name),
+            )
+            if found is None:
+                raise
+            return found
 
     @property
     def major(self) -> int:
@@ -138,11 +158,18 @@ def without(cluster: Cluster, name: SegmentName, why: str) -> Cluster:
 
 
 def _held(timeline: Timeline, size: int, damaged: Sequence[tuple[SegmentName, str]]) -> Held:
-    segments = {
+    segments: dict[int, SegmentFacts | None] = {
         SegmentName.parse(file.name, size).number: file.facts
         for file in timeline.segments
         if file.size == size
     }
+    begun = {
+        SegmentName.parse(one.name, size).number: one.facts
+        for one in timeline.begun
+        if one.facts is not None and one.facts.last is not None
+    }
+    begun = {number: facts for number, facts in begun.items() if number not in segments}
+    segments |= begun
     return Held(
         segments,
         timeline.history,
@@ -151,6 +178,7 @@ def _held(timeline: Timeline, size: int, damaged: Sequence[tuple[SegmentName, st
             *(RecordedGap(gap.start, gap.end, gap.reason) for gap in timeline.gaps),
         ),
         {SegmentName.parse(file.name, size).number: file.facts for file in timeline.partials},
+        frozenset(begun),
     )
 
 

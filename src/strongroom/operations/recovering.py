@@ -48,8 +48,8 @@ def recovery_of(
 
 
 def wants_partial(verdict: Verdict) -> bool:
-    """Whether the `.partial` of a segment is to stand in for one that is not there."""
-    return verdict.partial or verdict.target.kind == "latest"
+    """Whether what there is of an unfinished segment is to stand in for one that is not there."""
+    return verdict.partial or verdict.unfinished or verdict.target.kind == "latest"
 
 
 def _nothing(*_: object) -> None:
@@ -90,10 +90,8 @@ def opened(
     partial = wants_partial(verdict)
 
     def fetch(name: str) -> bytes | None:
-        for suffix in ("", ".partial") if partial and len(name) == _SEGMENT_NAME else ("",):
-            with suppress(ObjectMissing):
-                data = cluster.store.get(cluster.system_id, name + suffix)
-                return data.ljust(cluster.log.segment_size, b"\0") if suffix else data
+        with suppress(ObjectMissing):
+            return cluster.wal(name, unfinished=partial)
         return None
 
     with ExitStack() as stack:

@@ -11,7 +11,7 @@ from typing import Any
 from strongroom.format.wal import SegmentName, lsn_text
 from strongroom.format.walfile import Conflict, Gap, WalFile
 from strongroom.repository.repository import Repository
-from strongroom.repository.wal import Timeline, WalStore
+from strongroom.repository.wal import Begun, Timeline, WalStore
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +29,7 @@ class Hole:
 
 @dataclass(frozen=True, slots=True)
 class TimelineStatus:
-    """One timeline: [start, end) is what its segments span, holes in between included."""
+    """One timeline: [start, end) is what its whole segments span, holes in between included."""
 
     timeline: int
     segments: int
@@ -41,6 +41,7 @@ class TimelineStatus:
     holes: Sequence[Hole]
     conflicts: Sequence[Conflict]
     partials: Sequence[str]
+    received: int  # where the log ends that was received as it was written; 0 where none was
 
     def body(self) -> dict[str, Any]:
         """As JSON values."""
@@ -55,6 +56,7 @@ class TimelineStatus:
             "holes": [hole.body() for hole in self.holes],
             "conflicts": [conflict.body() for conflict in self.conflicts],
             "partials": list(self.partials),
+            "received": lsn_text(self.received) if self.received else None,
         }
 
 
@@ -107,6 +109,7 @@ def _timeline(timeline: Timeline) -> TimelineStatus:
         holes=holes(names, timeline.gaps),
         conflicts=timeline.conflicts,
         partials=[each.name for each in timeline.partials],
+        received=max((_received(each) for each in timeline.begun), default=0),
     )
 
 
@@ -131,6 +134,11 @@ def holes(names: Sequence[SegmentName], gaps: Sequence[Gap]) -> list[Hole]:
         if not any(start <= gap.start and gap.end <= end for start, end in covered)
     ]
     return sorted(found, key=lambda hole: hole.start)
+
+
+def _received(begun: Begun) -> int:
+    facts = begun.facts
+    return 0 if facts is None else facts.start + begun.end
 
 
 def _name(file: WalFile) -> SegmentName:

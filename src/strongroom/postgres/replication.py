@@ -91,13 +91,13 @@ class Received:
 class Replication:
     """One connection that speaks the replication protocol. A context manager."""
 
-    def __init__(self, conninfo: Conninfo) -> None:
-        self.conninfo = conninfo
+    def __init__(self, conninfo: Conninfo, *, name: str = "strongroom") -> None:
+        self.conninfo, self._name = conninfo, name
         self.notices: list[Notice] = []
         self.stopped: Callable[[], bool] = lambda: False
 
     def __enter__(self) -> Replication:
-        self._connection = connect_replication(self.conninfo)
+        self._connection = connect_replication(self.conninfo, self._name)
         self._pq = self._connection.pgconn
         self._pq.notice_handler = self._noticed
         self._poll = select.poll()
@@ -151,6 +151,10 @@ class Replication:
         how = " TEMPORARY" if temporary else ""
         self.ask(f"CREATE_REPLICATION_SLOT {_identifier(name)}{how} PHYSICAL RESERVE_WAL")
 
+    def drop(self, name: str) -> None:
+        """Remove a slot; the server keeps nothing for it any more."""
+        self.ask(f"DROP_REPLICATION_SLOT {_identifier(name)}")
+
     def ask(self, command: str) -> list[Row]:
         """Run a command that ends at once; its last rows."""
         self.send(command)
@@ -170,8 +174,7 @@ class Replication:
         """Begin a command."""
         with translated(self.conninfo):
             self._pq.send_query(command.encode("utf-8"))
-            while self._pq.flush():
-                select.select([], [self._pq.socket], [], 1.0)
+            self._flush()
 
     def result(self) -> PGresult | None:
         """The next result of a command; None after the last. ServerError, DatabaseUnreachable."""
@@ -287,15 +290,46 @@ class Replication:
             return WalData(0, end, sent, None, bool(reply))
         raise StrongroomError(f"The server sent an unknown message in the log: {kind!r}.")
 
+    def ended(self, flushed: int) -> tuple[int, int] | None:
+        """After `wal` told the end, and all is durable: the timeline that follows this one and where
+        it begins; None where the server ends the stream because it is shutting down. ServerError
+        where it has lost the log that it was to send."""
+        from psycopg.pq import ExecStatus  # noqa: PLC0415
+
+        found = None
+        while (result := self.result()) is not None:
+            if result.status in (ExecStatus.COPY_IN, ExecStatus.COPY_BOTH):
+                self.report(flushed, flushed)
+                with translated(self.conninfo):
+                    self._pq.put_copy_end()
+                    self._flush()
+            elif result.ntuples:
+                timeline, start = rows_of(result)[0][:2]
+                found = int(timeline or b""), parse_lsn((start or b"").decode())
+        return found
+
+    def finish(self, timeout: float) -> None:
+        """End the stream in order, so that the server has read what was reported last."""
+        with translated(self.conninfo):
+            self._pq.put_copy_end()
+            self._flush()
+        until = time.monotonic() + timeout
+        while time.monotonic() < until:
+            if self.wal(max(0.0, until - time.monotonic())) is None:
+                break
+
     def report(self, written: int, flushed: int, *, reply: bool = False) -> None:
         """Tell how far the log is written and durable here. What is applied is what is durable."""
         now = microseconds(datetime.now(UTC))
         with translated(self.conninfo):
             self._pq.put_copy_data(_STATUS.pack(b"r", written, flushed, flushed, now, int(reply)))
-            while self._pq.flush():
-                select.select([], [self._pq.socket], [], 1.0)
+            self._flush()
 
     # -- within ----------------------------------------------------------------------------
+
+    def _flush(self) -> None:
+        while self._pq.flush():
+            select.select([], [self._pq.socket], [], 1.0)
 
     def _wait(self, until: float | None = None) -> None:
         wait = (

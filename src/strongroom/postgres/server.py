@@ -181,18 +181,17 @@ def connect(
     return connection
 
 
-def connect_replication(conninfo: Conninfo) -> psycopg.Connection[Any]:
+def connect_replication(conninfo: Conninfo, name: str = "strongroom") -> psycopg.Connection[Any]:
     """Open a connection for physical replication; no SQL is spoken on it.
 
+    `name` is what the server calls it: in pg_stat_replication and synchronous_standby_names.
     Raises DatabaseUnreachable, KeyRefused or Refused.
     """
     import psycopg  # noqa: PLC0415
 
     with translated(conninfo):
         connection = psycopg.connect(
-            conninfo.text(
-                replication="true", application_name="strongroom", client_encoding="SQL_ASCII"
-            ),
+            conninfo.text(replication="true", application_name=name, client_encoding="SQL_ASCII"),
             autocommit=True,
             prepare_threshold=None,
         )

@@ -48,7 +48,7 @@ class WalCheck:
             except ValueError:
                 self.notes.append(f"{name} is not an object of the repository")
                 continue
-            if sort == "file":
+            if sort in ("file", "parts"):
                 files.append(name)
             elif sort == "summaries":
                 summaries.append(name)
@@ -93,7 +93,7 @@ class WalCheck:
         try:
             look(name)
         except Damaged as fault:
-            file = walfile.parse_object(name).sort == "file"
+            file = walfile.parse_object(name).sort in ("file", "parts")
             self._found(name, fault.what.rstrip(".") + (consequence(name) if file else ""))
         except ObjectMissing:
             self.notes.append(f"{name} went away during the check")
@@ -107,6 +107,8 @@ class WalCheck:
 def consequence(name: str) -> str:
     """What it means that a file is lost."""
     place = walfile.parse_object(name)
+    if place.sort == "parts":
+        return ": if the server is lost now, the newest of its log is lost with it"
     kind = kind_of(place.name)
     if kind is WalKind.SEGMENT:
         return f": recovery on timeline {place.timeline} cannot go past the start of this segment"

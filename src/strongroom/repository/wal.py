@@ -16,6 +16,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from datetime import datetime
 from enum import StrEnum
 from typing import Any, TypeVar
 
@@ -40,11 +41,10 @@ from strongroom.format.wal import (
     Fork,
     SegmentFacts,
     WalKind,
-    kind_of,
     lsn_text,
     parse_history,
 )
-from strongroom.format.walfile import Conflict, Gap, Opened, WalFile, WalHead
+from strongroom.format.walfile import Conflict, Gap, Opened, Part, WalFile, WalHead
 from strongroom.repository import identity
 from strongroom.repository.catalogue import INDEX_PAD
 from strongroom.repository.repository import Repository
@@ -66,12 +66,26 @@ class Put(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
+class Begun:
+    """A segment that is not here whole: its parts hold it up to `end`, in bytes from its start.
+
+    `facts` are those of what is here.
+    """
+
+    name: str
+    end: int
+    archived: datetime
+    facts: SegmentFacts | None
+
+
+@dataclass(frozen=True, slots=True)
 class Timeline:
     """What the repository holds of one timeline; each list by name."""
 
     timeline: int
     segments: Sequence[WalFile] = ()
     partials: Sequence[WalFile] = ()
+    begun: Sequence[Begun] = ()
     labels: Sequence[WalFile] = ()
     history: Sequence[Fork] | None = None
     gaps: Sequence[Gap] = ()
@@ -178,6 +192,49 @@ class WalStore:
             raise _damaged(place, "its content is not what its record says")
         return pieces
 
+    # -- parts of a segment that is not whole yet ------------------------------------------
+
+    def put_part(
+        self, system_id: int, part: Part, data: memoryview, *, facts: SegmentFacts | None = None
+    ) -> None:
+        """Store bytes of a segment that is still being written; durable when this returns.
+
+        `facts` are those of the segment up to the end of the part. Parts are what there is when a
+        server is lost; once the segment itself is here they are of no use (`drop_parts`).
+        """
+        if len(data) != part.end - part.start:
+            raise ValueError(f"{part} has {len(data)} bytes")
+        place = walfile.place_of("parts", system_id, str(part))
+        digest = blake3(data, key=self._digest_key).digest()
+        sealed = self._seal(place, system_id, str(part), data, digest, facts)
+        with contextlib.suppress(AlreadyExists):
+            self._storage.put(place, sealed, if_absent=True)
+            return
+        self._compare(place, self._storage.get(place), digest, len(data))
+
+    def get_begun(self, system_id: int, segment: str) -> bytes:
+        """As much of a segment as parts hold; ObjectMissing when there is none."""
+        entries = [entry.name for entry in self._storage.list(_part_prefix(system_id, segment))]
+        parts = [Part.parse(place.name) for place in map(_place, entries) if place is not None]
+        chain = _chain(parts)
+        if not chain:
+            identity.load(self._storage)  # NotFound: it is not the parts alone that are not there
+            raise ObjectMissing(f"No part of {segment} is in the repository.")
+        whole = bytearray()
+        for part in chain:
+            place = walfile.place_of("parts", system_id, str(part))
+            data = self._storage.get(place)
+            opened, head = self._whole(place, data)
+            del whole[part.start :]
+            whole += b"".join(self.open(place, opened, head, data))
+        return bytes(whole)
+
+    def drop_parts(self, system_id: int, segment: str) -> None:
+        """Remove the parts of a segment that is here whole; one that must stay costs room only."""
+        if self.head(system_id, segment) is not None:
+            entries = self._storage.list(_part_prefix(system_id, segment))
+            self._storage.delete([entry.name for entry in entries])
+
     def head(self, system_id: int, name: str) -> WalHead | None:
         """What a file is, without reading it; None when it is not there. Needs no reader's key."""
         place = _object_name(system_id, name)
@@ -248,6 +305,7 @@ class WalStore:
                 number,
                 segments=of[WalKind.SEGMENT],
                 partials=of[WalKind.PARTIAL],
+                begun=self._begun(found.parts[number], found.files[number], unread),
                 labels=of[WalKind.LABEL],
                 history=_history(of[WalKind.HISTORY], unread, system_id),
                 gaps=self._documents(found.gaps[number], record.WAL_GAP, Gap.from_body, unread),
@@ -305,7 +363,7 @@ class WalStore:
         row = SessionRow(session, keyset.epoch, seal_session_key(keyset, session, key))
         header = walfile.encode_header(row)
         frames = self._frames(FrameSealer(session, key, level=self._settings.level), row, key, data)
-        small = kind_of(name) in (WalKind.HISTORY, WalKind.LABEL)
+        small = name.endswith((".history", ".backup"))
         head = WalHead(
             name=name,
             system_id=system_id,
@@ -366,16 +424,15 @@ class WalStore:
             ) from None
         if (head.digest, head.size) == (digest, size):
             return Put.SAME
-        place_of = walfile.parse_object(place)
-        conflict = Conflict(
-            place_of.name, digest, size, self._seams.now(), self._keyset.writer_name
-        )
-        name = conflict.name_in(place_of.system_id)
+        where = walfile.parse_object(place)
+        file = Part.parse(where.name).segment if where.sort == "parts" else where.name
+        conflict = Conflict(file, digest, size, self._seams.now(), self._keyset.writer_name)
+        name = conflict.name_in(where.system_id)
         with contextlib.suppress(StrongroomError):  # a record that fails must not hide the conflict
             sealed = self._sealed(record.WAL_CONFLICT, name, conflict.body())
             self._storage.put(name, sealed, if_absent=True)
         raise WalConflict(
-            f"{place_of.name} rests in the repository with other content"
+            f"{where.name} rests in the repository with other content"
             f" (archived {head.archived.isoformat(timespec='seconds')} by {head.writer})."
         )
 
@@ -393,7 +450,8 @@ class WalStore:
             opened = walfile.decode(data)
             epoch, raw = self._open_record(place, opened)
             head = WalHead.from_body(open_document(self._epoch(epoch), walfile.DOMAIN, raw))
-            if walfile.object_name(head.system_id, head.name) != place:
+            sort = walfile.parse_object(place).sort
+            if walfile.place_of(sort, head.system_id, head.name) != place:
                 raise ValueError("it belongs under another name")
             if not head.epoch == epoch == opened.session.epoch:
                 raise ValueError("its header and its record are of different epochs")
@@ -488,6 +546,33 @@ class WalStore:
         known.update((each.name, each) for each in self._read_files(system_id, left, unread))
         return [known[name] for name in sorted(known)]
 
+    def _begun(
+        self,
+        entries: Mapping[str, Entry],
+        files: Mapping[str, Entry],
+        unread: dict[str, StrongroomError],
+    ) -> list[Begun]:
+        """Segments of which there are parts alone."""
+        parts = defaultdict(list)
+        for name in entries:
+            part = Part.parse(name)
+            if part.segment not in files:
+                parts[part.segment].append(part)
+        found = []
+        for segment in sorted(parts):
+            if not (chain := _chain(parts[segment])):
+                continue
+            place = entries[str(chain[-1])].name
+            try:
+                _, head = self.read_head(place)
+            except ObjectMissing:
+                continue
+            except StrongroomError as fault:
+                unread[place] = fault
+                continue
+            found.append(Begun(segment, chain[-1].end, head.archived, head.facts))
+        return found
+
     def _told(
         self, summaries: Iterable[Entry], unread: dict[str, StrongroomError]
     ) -> dict[str, WalFile]:
@@ -547,6 +632,7 @@ class _Found:
 
     def __init__(self) -> None:
         self.files: dict[int, dict[str, Entry]] = defaultdict(dict)
+        self.parts: dict[int, dict[str, Entry]] = defaultdict(dict)
         self.gaps: dict[int, list[Entry]] = defaultdict(list)
         self.conflicts: dict[int, list[Entry]] = defaultdict(list)
         self.summaries: dict[int, list[Entry]] = defaultdict(list)
@@ -556,6 +642,8 @@ class _Found:
         self.timelines.add(place.timeline)
         if place.sort == "file":
             self.files[place.timeline][place.name] = entry
+        elif place.sort == "parts":
+            self.parts[place.timeline][place.name] = entry
         elif place.sort == "gaps":
             self.gaps[place.timeline].append(entry)
         elif place.sort == "conflicts":
@@ -594,6 +682,25 @@ def _object_name(system_id: int, name: str) -> str:
         raise UsageError(f"PostgreSQL archives no such file: {fault}.") from None
 
 
+def _part_prefix(system_id: int, segment: str) -> str:
+    try:
+        return walfile.part_prefix(system_id, segment)
+    except ValueError as fault:
+        raise UsageError(f"PostgreSQL archives no such file: {fault}.") from None
+
+
+def _chain(parts: Iterable[Part]) -> list[Part]:
+    """Parts that join from a segment's start on, as far as they go."""
+    chain: list[Part] = []
+    left, at = set(parts), 0
+    while fits := [part for part in left if part.start <= at < part.end]:
+        best = max(fits, key=lambda part: (part.end, part.start))
+        chain.append(best)
+        left.remove(best)
+        at = best.end
+    return chain
+
+
 def _damaged(place: str, reason: str) -> Damaged:
     return Damaged(f"The object {place} is damaged: {reason}.")
 
@@ -607,4 +714,4 @@ def _corrupts(what: str) -> Damaged:
     )
 
 
-__all__ = ["Put", "Timeline", "WalListing", "WalStore"]
+__all__ = ["Begun", "Put", "Timeline", "WalListing", "WalStore"]

@@ -90,13 +90,15 @@ class RecordedGap:
 class Held:
     """What is there of one timeline; `segments` by number, None where nothing is known of one.
 
-    `history` is None where the file is not there (timeline 1 has none and needs none).
+    `history` is None where the file is not there (timeline 1 has none and needs none). `begun` are
+    those of which the beginning alone is there, as it was received: their facts are not `whole`.
     """
 
     segments: Mapping[int, Facts | None] = field(default_factory=dict)
     history: Sequence[Left] | None = None
     gaps: Sequence[RecordedGap] = ()
     partials: Mapping[int, Facts | None] = field(default_factory=dict)
+    begun: frozenset[int] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,7 +188,8 @@ class Verdict:
 
     `timeline` is what PostgreSQL is told (None: the backup's own). `around` is the segment in which
     recovery stops, `large` transactions with much log there or next to it: xid, bytes. `partial`:
-    the last segment is there as a `.partial` only, which holds what is wanted of it.
+    the last segment is there as a `.partial` only, which holds what is wanted of it; `unfinished`:
+    only its beginning is there, as it was received.
     """
 
     yes: bool
@@ -202,6 +205,7 @@ class Verdict:
     after: datetime | None = None
     notes: Sequence[str] = ()
     partial: bool = False
+    unfinished: bool = False
 
     @property
     def segments(self) -> int:
@@ -239,6 +243,11 @@ class _Path:
         """Is a segment in the repository?"""
         held = self.log.timelines.get(self.timeline_of(number))
         return held is not None and number in held.segments
+
+    def begun(self, number: int) -> bool:
+        """Is the beginning of a segment all that is there of it?"""
+        held = self.log.timelines.get(self.timeline_of(number))
+        return held is not None and number in held.begun
 
     def facts(self, number: int) -> Facts | None:
         """What is known of a segment."""
@@ -282,6 +291,8 @@ class _Path:
         """What is missing after a segment, and why."""
         first = last + 1
         timeline = self.timeline_of(first)
+        if self.begun(first):
+            return Gap(timeline, first, first, "only the beginning of the segment was received")
         if self.there(first):
             why = "the log breaks off inside the segment before it"
             return Gap(timeline, first, first, why)
@@ -324,7 +335,7 @@ def fault_of_base(log: Log, base: Base) -> Gap | None:
     way = _Path(log, base.timeline, ((base.timeline, 0),))
     first, last = base.start // log.segment_size, max(base.stop - 1, 0) // log.segment_size
     for number in range(first, last + 1):
-        if not way.there(number):
+        if not way.there(number) or (way.begun(number) and _end(way, number) < base.stop):
             return way.gap_after(number - 1)
     return None
 
@@ -519,7 +530,8 @@ def _on(way: _Path, wanted: Sequence[Base], target: Target) -> Verdict:
             continue
         first, stop = _span(way.log, base)
         last = way.last_there(first)
-        if last < stop:
+        if last < stop or (last == stop and way.begun(last) and _end(way, last) < base.stop):
+            last = min(last, stop - 1)
             gap = way.gap_after(max(last, first - 1))
             first_gap = first_gap or gap
             reasons.append(
@@ -555,12 +567,15 @@ def _on_older(way: _Path, target: Target, found: Verdict) -> Verdict:
                 return found
             first = found.base.start // way.log.segment_size
             held = way.log.timelines.get(timeline, Held())
-            whole = number in held.segments
+            facts = held.segments.get(number)
+            whole = number in held.segments and number not in held.begun
+            received = number in held.begun and _reaches(facts, end)
+            partial = _reaches(held.partials.get(number), end)
             if all(older.there(each) for each in range(first, number)) and (
-                whole or _reaches(held.partials.get(number), end)
+                whole or received or partial
             ):
                 verdict = _yes(older, found.base, number, target)
-                return replace(verdict, partial=not whole)
+                return replace(verdict, partial=partial and not (whole or received))
             return found
     return found
 
@@ -678,6 +693,7 @@ def _yes(way: _Path, base: Base, last: int, target: Target) -> Verdict:
         (way.timeline_of(last), last),
         tuple(sorted(large.items(), key=lambda row: -row[1])),
         notes=tuple(notes),
+        unfinished=way.begun(last),
     )
 
 

@@ -12,6 +12,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from functools import cache
@@ -118,6 +119,7 @@ class WalRoom:
         os.chown(self.config, self.account.uid, self.account.gid)
         self.started: list[subprocess.Popen[bytes]] = []
         self.compiled = False  # `strongroom-wal` does what `strongroom wal` would
+        self.said: dict[int, list[str]] = {}
 
     def close(self) -> None:
         for process in self.started:
@@ -171,6 +173,52 @@ class WalRoom:
             "init", "--config", str(self.config),
             "--kit", str(self.root / "kit"),
         )  # fmt: skip
+
+    def point_at(self, *servers: EmbeddedServer, extra: str = "") -> None:
+        """Make source `db` these servers: the first of them that takes writes, where there are more."""
+        from psycopg.conninfo import conninfo_to_dict  # noqa: PLC0415
+
+        found = [conninfo_to_dict(server.dsn) for server in servers]
+        secret = self.root / "secret"
+        secret.write_text(str(found[0]["password"]))
+        secret.chmod(0o600)
+        os.chown(secret, self.account.uid, self.account.gid)
+        hosts = ",".join(str(one["host"]) for one in found)
+        ports = ",".join(str(one["port"]) for one in found)
+        head, _, rest = self.config.read_text().partition("[source.db]")
+        rest = rest.partition("[source.other]")[2]
+        self.config.write_text(
+            f'{head}[source.db]\ntype = "postgres"\nmethod = "physical"\n'
+            f'dsn = "host={hosts} port={ports} user=postgres dbname=postgres sslmode=disable"\n'
+            f'password = "file:{secret}"\n{extra}\n[source.other]{rest}'
+        )
+
+    def receive_words(self, *more: str) -> list[str]:
+        return ["wal", "receive", "db", "--config", str(self.config), *more]
+
+    def receiver(self, *more: str) -> subprocess.Popen[bytes]:
+        """Start `wal receive` and wait until the server streams to it."""
+        process = self.start(*self.receive_words("--create-slot", *more))
+        assert process.stderr is not None
+        said = b""
+        while b"receiving from" not in said:
+            line = process.stderr.readline()
+            assert line, said.decode()
+            said += line
+        threading.Thread(target=self._read, args=(process,), daemon=True).start()
+        return process
+
+    def _read(self, process: subprocess.Popen[bytes]) -> None:
+        """Keep what a process says, so that it never waits for us."""
+        assert process.stderr is not None
+        with contextlib.suppress(ValueError):
+            for line in process.stderr:
+                self.said.setdefault(process.pid, []).append(line.decode())
+
+    @property
+    def spool(self) -> Path:
+        """Where `wal receive` keeps what is not in the repository yet."""
+        return self.root / ".local/state/strongroom/wal/db"
 
     def words(self, verb: str, *more: str) -> list[str]:
         return ["wal", verb, "--config", str(self.config), "--socket", str(self.socket), *more]

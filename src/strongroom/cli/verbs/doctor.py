@@ -24,6 +24,7 @@ from strongroom.rules.sizes import show_size
 
 if TYPE_CHECKING:
     from strongroom.operations.doctor import Finding, Verdict
+    from strongroom.postgres.wal.slots import Slot
     from strongroom.repository.keyring import Keyring
 
 _DEFAULT = Everywhere()
@@ -212,6 +213,9 @@ def _database(desk: Desk, name: str, table: PostgresTable) -> Iterator[Finding]:
 
     if table.method == "physical":
         yield look(f"source {name}", lambda: _cluster(desk, name, table))
+        slot = wiring.ask_slot(name, table, desk.environ)
+        if slot is not None:
+            yield look(f"source {name} slot", lambda: _slot(name, slot))
         return
 
     def tools() -> Verdict | str:
@@ -244,6 +248,21 @@ def _database(desk: Desk, name: str, table: PostgresTable) -> Iterator[Finding]:
         return text
 
     yield look(f"source {name}", reach)
+
+
+def _slot(name: str, slot: Slot) -> Verdict | str:
+    """What a replication slot leads to: one that nobody reads fills the server's disk."""
+    limit = "none" if slot.limit is None else show_size(slot.limit)
+    text = f"{slot.name} {'is read' if slot.active else 'is not read by anybody'}"
+    text += f", holds back {show_size(slot.held)}; max_slot_wal_keep_size: {limit}"
+    if slot.trouble is None:
+        return text
+    return (
+        "FAIL" if slot.lost else "warn",
+        f"{slot.name}: {slot.trouble}",
+        f"Start `strongroom wal receive {name}` again, or remove the slot with --drop-slot; set"
+        " max_slot_wal_keep_size so that a slot cannot fill the disk.",
+    )
 
 
 def _cluster(desk: Desk, name: str, table: PostgresTable) -> Verdict | str:

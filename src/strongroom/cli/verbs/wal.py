@@ -1,4 +1,4 @@
-"""wal push, wal fetch, wal daemon, wal status.
+"""wal push, wal fetch, wal receive, wal daemon, wal status.
 
 The first two are asked of the daemon by `cli/wal_client.py` before this module is imported; what
 comes here is done here.
@@ -9,21 +9,25 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from contextlib import suppress
-from typing import TYPE_CHECKING, Annotated
+from contextlib import closing, nullcontext, suppress
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import Parameter
+from cyclopts.validators import Number
 
 from strongroom import wiring
 from strongroom.cli.desk import Desk
 from strongroom.cli.flags import Everywhere
 from strongroom.cli.names import show_text
 from strongroom.cli.output import error_lines
+from strongroom.cli.progress import listening
 from strongroom.cli.records import show_moment
+from strongroom.cli.signals import collect_signals
 from strongroom.cli.wal_client import helper_words, socket_path
-from strongroom.errors import StorageUnreachable, StrongroomError
-from strongroom.format.wal import WalKind, lsn_text
-from strongroom.rules.sizes import show_size
+from strongroom.errors import StorageUnreachable, StrongroomError, UsageError
+from strongroom.format.wal import WalKind, lsn_text, parse_lsn
+from strongroom.progress import Silent
+from strongroom.rules.sizes import parse_size, show_size
 
 if TYPE_CHECKING:
     from strongroom.operations.wal_status import SystemStatus, TimelineStatus
@@ -32,6 +36,8 @@ PROMISE_MISSED = 10
 
 _DEFAULT = Everywhere()
 _WINDOW = 16
+_QUIET_EVENTS = frozenset({"segment", "part"})
+_ALARMS = frozenset({"gap", "away", "full", "lost"})
 
 
 def push(
@@ -198,6 +204,139 @@ def daemon(
     return 0
 
 
+def receive(
+    source: str,
+    /,
+    *,
+    create_slot: bool = False,
+    drop_slot: bool = False,
+    confirm: Literal["spool", "repository"] = "spool",
+    spool: str | None = None,
+    spool_limit: str = "4GiB",
+    partial_every: Annotated[float, Parameter(validator=Number(gt=0))] = 10.0,
+    stop_at: str | None = None,
+    accept_timeline: bool = False,
+    everywhere: Everywhere = _DEFAULT,
+) -> int:
+    """Receive the WAL of a source as it is written, through a replication slot.
+
+    It runs until it is stopped by SIGTERM or SIGINT, and ends with 0 then: everything that came is
+    durable and reported. What is received is synced to a spool on this machine and put into the
+    repository beside that, unfinished segments too. Named in synchronous_standby_names it is what
+    commits wait for. Exit status 10: log was lost before it was received, which is on record.
+
+    Parameters
+    ----------
+    source
+        The source, as it is called in strongroom.toml; its role needs REPLICATION.
+    create_slot
+        Make the replication slot where there is none: the server keeps its log from then on.
+    drop_slot
+        Remove the replication slot and end: the server keeps nothing for us any more.
+    confirm
+        What counts as durable for the server: the synced spool, or the repository alone, which
+        makes commits wait for it but needs nothing of this machine.
+    spool
+        Folder of our own for what is not in the repository yet, instead of
+        ~/.local/state/strongroom/wal/SOURCE. The log in it is not encrypted.
+    spool_limit
+        How much the spool may hold while the repository cannot be reached. Then nothing more is
+        read, and the server keeps its log.
+    partial_every
+        Seconds after which what came of an unfinished segment is put into the repository.
+    stop_at
+        End when the log is here up to this position, X/X, and all of it is in the repository.
+    accept_timeline
+        The server is the right one although the repository holds a newer timeline that went
+        another way before.
+    """
+    from strongroom.postgres.wal.receive import Wanted, remove_slot  # noqa: PLC0415
+    from strongroom.postgres.wal.spool import Spool  # noqa: PLC0415
+
+    desk = Desk(everywhere)
+    table = desk.source_table(source)
+    conninfo, slot = wiring.wal_place(source, table, desk.environ)
+    if drop_slot:
+        if create_slot:
+            raise UsageError("--create-slot and --drop-slot are two commands.", do="Give one.")
+        there = remove_slot(conninfo, slot)
+        desk.output.line(f"{slot}: {'removed' if there else 'there was none'}")
+        return desk.output.finish("wal receive", {"slot": slot, "dropped": there}, None)
+    limit, until = _limit(spool_limit), _position(stop_at)
+
+    def wanted(name: str) -> Wanted:
+        return Wanted(
+            name,
+            create_slot=create_slot,
+            confirm=confirm,
+            every=partial_every,
+            limit=limit,
+            stop_at=until,
+            accept_timeline=accept_timeline,
+            threads=max(2, min(desk.jobs or 3, 16)),
+        )
+
+    def tell(kind: str, text: str, **facts: object) -> None:
+        desk.output.event(kind, {"text": text, **facts})
+        if not desk.output.json and (kind not in _QUIET_EVENTS or desk.output.verbosity):
+            (desk.output.warning if kind in _ALARMS else desk.output.note)(text)
+
+    place = spool or os.path.join(desk.state_dir, "wal", source)
+    with desk.repository() as repository, closing(Spool(place)) as held:
+        asked = collect_signals()
+        shown = desk.output.json or desk.output.stderr.isatty()
+        with listening(desk.output) if shown else nullcontext(Silent()) as progress:
+            received = wiring.receiver(
+                source,
+                table,
+                repository=repository,
+                spool=held,
+                wanted=wanted,
+                environ=desk.environ,
+                tell=tell,
+                progress=progress,
+                stop=asked.is_set,
+            ).run()
+    position = lsn_text(received.position)
+    desk.output.line(
+        f"{source}: received {show_size(received.size)}, up to {position} of timeline"
+        f" {received.timeline}"
+    )
+    body = {
+        "source": source,
+        "system_id": str(received.system_id),
+        "timeline": received.timeline,
+        "position": position,
+        "size": received.size,
+        "spool": place,
+        "spool_held": received.kept,
+        "gaps": [
+            {"timeline": timeline, "start": lsn_text(start), "end": lsn_text(end)}
+            for timeline, start, end in received.gaps
+        ],
+    }
+    fault = received.fault
+    if fault is not None and until is None:  # it was stopped: what is in the spool waits there
+        desk.output.note(f"{show_size(received.kept)} wait in the spool {place}: {fault.what}")
+        fault = None
+    status = desk.output.finish("wal receive", body, fault)
+    return status or (PROMISE_MISSED if received.gaps else 0)
+
+
+def _limit(text: str) -> int:
+    try:
+        return parse_size(text)
+    except ValueError as fault:
+        raise UsageError(f"--spool-limit: {fault}.", do="Write it like 4GiB.") from None
+
+
+def _position(text: str | None) -> int | None:
+    try:
+        return None if text is None else parse_lsn(text)
+    except ValueError as fault:
+        raise UsageError(f"--stop-at: {fault}.", do="Write it like 0/3000148.") from None
+
+
 def status(source: str, /, *, everywhere: Everywhere = _DEFAULT) -> int:
     """Say how far the WAL of a source is archived, and what is amiss.
 
@@ -217,16 +356,19 @@ def status(source: str, /, *, everywhere: Everywhere = _DEFAULT) -> int:
     with desk.repository() as repository:
         systems = wal_status(repository, source)
     archiver, away = wiring.ask_archiver(table, desk.environ)
+    slot = None if away is not None else wiring.ask_slot(source, table, desk.environ)
     newest = max((one for each in systems for one in each.timelines), key=_newest, default=None)
     lag = None
     if archiver is not None:
-        lag = max(0, archiver.written - (newest.end if newest is not None else 0))
+        here = 0 if newest is None else max(newest.end, newest.received)
+        lag = max(0, archiver.written - here)
     desk.output.document(
         "wal",
         {
             "source": source,
             "systems": [one.body() for one in systems],
             "server": None if archiver is None else archiver.body(),
+            "slot": None if slot is None else slot.body(),
             "server_error": None if away is None else away.what,
             "lag": lag,
         },
@@ -236,20 +378,26 @@ def status(source: str, /, *, everywhere: Everywhere = _DEFAULT) -> int:
     if not systems:
         desk.output.line(f"{source}: no WAL was archived yet")
     if archiver is not None and lag is not None:
-        last = archiver.last_archived or "nothing"
+        last = f"the server archived {archiver.last_archived or 'nothing'} last; "
         desk.output.line(
-            f"{source}: the server archived {last} last; {show_size(lag)} of its log"
-            " are not in the repository yet"
+            f"{source}: {last if archiver.last_archived or slot is None else ''}"
+            f"{show_size(lag)} of its log are not in the repository yet"
         )
+        if slot is not None:
+            reads = "is read" if slot.active else "is not read by anybody now"
+            desk.output.line(f"{source}: the replication slot {slot.name} {reads}")
+            if slot.trouble is not None:
+                desk.output.warning(f"replication slot {slot.name}: {slot.trouble}")
         if archiver.failing:
             desk.output.warning(
                 f"archiving fails: {archiver.last_failed} at {archiver.last_failed_time}"
             )
-        if archiver.mode == "off":
+        if archiver.mode == "off" and slot is None:
             desk.output.warning("archive_mode is off: the server archives nothing")
     elif away is not None:
         desk.output.note(f"{source}: the server was not asked: {away.what}")
     amiss = not systems or any(each.amiss for each in systems)
+    amiss = amiss or (slot is not None and slot.trouble is not None)
     return PROMISE_MISSED if amiss or (archiver is not None and archiver.failing) else 0
 
 
@@ -263,6 +411,8 @@ def _system_lines(system: SystemStatus, source: str) -> list[str]:
         span = f"{lsn_text(one.start)} to {lsn_text(one.end)}" if one.segments else "no segment"
         line = f"{source}: system {system.system_id} timeline {one.timeline}: {span}"
         line += f", {one.segments:,} segments"
+        if one.received:
+            line += f", and received up to {lsn_text(one.received)}"
         if one.last_commit is not None:
             line += f", last commit {show_moment(one.last_commit)}"
         if one.last_archived is not None:

@@ -7,15 +7,14 @@ from datetime import UTC, datetime
 from typing import Any
 
 from strongroom.format.wal import parse_lsn
-from strongroom.postgres.server import Conninfo, connect
+from strongroom.postgres.server import Conninfo, connect, translated
 
 _QUESTION = """
 select archived_count, last_archived_wal, last_archived_time,
        failed_count, last_failed_wal, last_failed_time,
        case when pg_is_in_recovery() then coalesce(pg_last_wal_receive_lsn(), pg_last_wal_replay_lsn())
             else pg_current_wal_lsn() end::text,
-       (select pg_size_bytes(setting || coalesce(unit, '')) from pg_settings
-         where name = 'wal_segment_size'),
+       (select setting::bigint from pg_settings where name = 'wal_segment_size'),
        current_setting('archive_mode')
   from pg_stat_archiver
 """
@@ -57,7 +56,8 @@ class Archiver:
 
 def ask_archiver(dsn: str, password: str | None) -> Archiver:
     """Ask a server. Raises DatabaseUnreachable, KeyRefused or Refused."""
-    with connect(Conninfo.parse(dsn, password=password), statement_timeout=30) as connection:
+    conninfo = Conninfo.parse(dsn, password=password)
+    with translated(conninfo), connect(conninfo, statement_timeout=30) as connection:
         row = connection.execute(_QUESTION).fetchone()
     assert row is not None
     archived, last, last_time, failed, last_failed, failed_time, written, size, mode = row

@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable
 
 from strongroom.errors import Damaged, ObjectMissing, StrongroomError, TargetFull, UsageError
-from strongroom.format.wal import WalKind, kind_of
+from strongroom.format.wal import SegmentName, WalKind, kind_of
 from strongroom.postgres.wal.directory import DataDirectory
 from strongroom.repository.wal import WalStore
 
@@ -40,14 +40,15 @@ class Fetcher:
     """Delivers files out of one repository; `get` may know some already. Safe for many threads."""
 
     def __init__(self, store: WalStore, *, get: Get | None = None) -> None:
-        self._get = get or store.pieces
+        self._get, self._begun = get or store.pieces, store.get_begun
 
     def fetch(
         self, directory: DataDirectory, name: str, path: str, *, partial: bool = False
     ) -> bool:
         """Deliver the file `name` as `path` in a data directory; False when it surely is nowhere.
 
-        `partial`: where a segment is not there, deliver its `.partial`, filled up with zeros.
+        `partial`: where a segment is not there, deliver what there is of it, filled up with zeros:
+        its `.partial`, or the parts that came while it was written.
         """
         kind = check_name(name)
         control = directory.control()
@@ -56,11 +57,14 @@ class Fetcher:
         except ObjectMissing:
             if kind is not WalKind.SEGMENT or not partial:
                 return False
-            try:
-                data = self._get(control.system_id, name + ".partial")
-            except ObjectMissing:
+            found = furthest(
+                SegmentName.parse(name, control.wal_segment_size),
+                partial=lambda: b"".join(self._get(control.system_id, name + ".partial")),
+                begun=lambda: self._begun(control.system_id, name),
+            )
+            if found is None:
                 return False
-            data = [b"".join(data).ljust(control.wal_segment_size, b"\0")]
+            data = [found]
         size = sum(map(len, data))
         if kind is WalKind.SEGMENT and size != control.wal_segment_size:
             raise Damaged(
@@ -70,6 +74,24 @@ class Fetcher:
             )
         deliver(directory, path, data)
         return True
+
+
+def furthest(
+    segment: SegmentName, *, partial: Callable[[], bytes], begun: Callable[[], bytes]
+) -> bytes | None:
+    """What there is of a segment that is not there whole, filled up; of several what goes furthest.
+
+    `partial` and `begun` get a `.partial` and what was received, or ObjectMissing.
+    """
+    found = []
+    for get in (partial, begun):
+        with contextlib.suppress(ObjectMissing):
+            found.append(get().ljust(segment.size, b"\0"))
+    if len(found) < 2:
+        return found[0] if found else None
+    from strongroom.postgres.wal.records import scan_segment  # noqa: PLC0415 -- rarely needed
+
+    return max(found, key=lambda data: scan_segment(data, segment)[0].last or 0)
 
 
 def deliver(directory: DataDirectory, path: str, data: list[bytes]) -> None:

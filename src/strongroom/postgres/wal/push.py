@@ -14,10 +14,10 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
+from typing import Protocol
 
 from strongroom.errors import Refused, StrongroomError, UsageError
 from strongroom.format.wal import SegmentName, WalKind, kind_of, parse_history
-from strongroom.postgres.physical.control import ControlFile
 from strongroom.postgres.wal.directory import DataDirectory
 from strongroom.postgres.wal.records import Carry, read_header, scan_segment
 from strongroom.repository.wal import SUMMARY_FILES, Put, WalStore
@@ -32,6 +32,15 @@ class Pushed:
 
     name: str
     put: Put
+
+
+class Identity(Protocol):
+    """What tells whose a segment is, and how long; pg_control says it, and so does a server."""
+
+    @property
+    def system_id(self) -> int: ...
+    @property
+    def wal_segment_size(self) -> int: ...
 
 
 def file_name(path: str) -> str:
@@ -86,11 +95,19 @@ class Pusher:
         return Pushed(name, put)
 
     def put(
-        self, control: ControlFile, name: str, data: memoryview, source: str, *, major: int = 0
+        self,
+        control: Identity,
+        name: str,
+        data: memoryview,
+        source: str,
+        *,
+        major: int = 0,
+        earlier: Callable[[SegmentName], Carry | None] | None = None,
     ) -> Pushed:
-        """Take a file that a server sent, whose pg_control is known; durable when this returns.
+        """Take a file that a server sent; durable when this returns.
 
-        `major` is not looked at when it is 0.
+        `major` is not looked at when it is 0; `earlier` says what the segment before left to the
+        one that it is asked of, where nobody has seen that one here.
         """
         kind = kind_of(file_name(name))
         self.check_source(source, control.system_id)
@@ -99,8 +116,10 @@ class Pusher:
             segment = _segment(name, control)
             with self._carries.of(control.system_id, segment, kind) as leave:
                 _check_segment(name, data, control, major)
-                earlier = SegmentName(segment.timeline, max(segment.number - 1, 0), segment.size)
-                _, before = self._carries.left_by(control.system_id, earlier)
+                last = SegmentName(segment.timeline, max(segment.number - 1, 0), segment.size)
+                known, before = self._carries.left_by(control.system_id, last)
+                if not known and earlier is not None:
+                    before = earlier(segment)
                 facts, carry = scan_segment(data, segment, before)
                 leave(carry)
         else:
@@ -117,7 +136,7 @@ class Pusher:
             threading.Thread(target=_quietly, args=(call,), daemon=True).start()
 
     def _before(
-        self, directory: DataDirectory, path: str, control: ControlFile, segment: SegmentName
+        self, directory: DataDirectory, path: str, control: Identity, segment: SegmentName
     ) -> Carry | None:
         """What the segment before left to this one; that is read again where nobody has seen it."""
         if not segment.number:
@@ -200,14 +219,14 @@ class _Carries:
             return key in self._left, self._left.get(key)
 
 
-def _segment(name: str, control: ControlFile) -> SegmentName:
+def _segment(name: str, control: Identity) -> SegmentName:
     try:
         return SegmentName.parse(name, control.wal_segment_size)
     except ValueError as fault:
         raise _foreign(name, str(fault)) from None
 
 
-def _check_segment(name: str, data: bytes | memoryview, control: ControlFile, major: int) -> None:
+def _check_segment(name: str, data: bytes | memoryview, control: Identity, major: int) -> None:
     size = control.wal_segment_size
     if len(data) != size:
         raise _foreign(name, f"it has {len(data):,} bytes; segments of this server have {size:,}")
@@ -254,4 +273,4 @@ def _foreign(name: str, reason: str) -> Refused:
 
 Push = Callable[[DataDirectory, str, str], Pushed]
 
-__all__ = ["Push", "Pushed", "Pusher", "file_name"]
+__all__ = ["Identity", "Push", "Pushed", "Pusher", "file_name"]
