@@ -230,4 +230,6 @@ def main(folder: str) -> None:
 
 
 if __name__ == "__main__":
+    if any(word.startswith("-") for word in sys.argv[1:]):
+        sys.exit("usage: python -m strongroom.cli.reference [FOLDER]")
     main(sys.argv[1] if len(sys.argv) > 1 else "docs/reference")
