@@ -11,8 +11,7 @@ from datetime import UTC, datetime
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from reference_pruner import Pruner
-from rooms import BIRTH, new_room, noise, open_room, reader_keys, take, writer_keys
+from rooms import BIRTH, new_room, noise, open_room, prune, reader_keys, take, writer_keys
 from strongroom.errors import (
     Damaged,
     KeyRefused,
@@ -454,7 +453,7 @@ def test_a_prune_leaves_the_wal_alone_and_stats_count_it(
     room = open_room(storage, "prune")
     take(room, "vault", {b"a": b"a"})
     before = {one: data for one, data in storage.objects.items() if one.startswith("wal/")}
-    Pruner(room).run()
+    prune(room)
     assert {one: data for one, data in storage.objects.items() if one.startswith("wal/")} == before
     assert Checker(room, progress=Silent()).run(3).notes == []
     counted = stats(room)

@@ -54,9 +54,7 @@ def stays(plan: Plan) -> list[str]:
         ("2026-03-28T02:00:00+00:00", "24h", BERLIN, "2026-03-29T02:00:00+00:00"),
     ],
 )
-def test_a_promise_ends_to_the_second(
-    born: str, span: str, zone: ZoneInfo, until: str
-) -> None:
+def test_a_promise_ends_to_the_second(born: str, span: str, zone: ZoneInfo, until: str) -> None:
     keep, end = parse_duration(span), at(until)
     assert keep.after(at(born), zone) == end
     policy = Policy(keep=keep, zone=zone)
@@ -154,7 +152,9 @@ def test_days_are_those_of_the_zone() -> None:
 
 def test_the_recovery_window_begins_on_a_base_before_it() -> None:
     taken = [
-        backup(f"2026-11-{day:02}T02:00:00+00:00", base=True, stop=at(f"2026-11-{day:02}T02:10:00Z"))
+        backup(
+            f"2026-11-{day:02}T02:00:00+00:00", base=True, stop=at(f"2026-11-{day:02}T02:10:00Z")
+        )
         for day in range(1, 26)
     ]
     now = at("2026-11-25T02:05:00+00:00")
@@ -188,7 +188,9 @@ def test_verified_backups_never_fall_below_the_minimum() -> None:
 
 def test_something_stays_when_everything_is_old() -> None:
     taken = daily("2026-01-01T02:00:00+00:00", 3)
-    plan = plan_retention(taken[:2], Policy(keep=parse_duration("30d")), now=at("2027-01-01T00:00Z"))
+    plan = plan_retention(
+        taken[:2], Policy(keep=parse_duration("30d")), now=at("2027-01-01T00:00Z")
+    )
     assert stays(plan) == [taken[1].id]
 
 
@@ -335,13 +337,9 @@ def test_whatever_the_policy(taken: list[Backup], policy: Policy) -> None:
 
 
 @given(backups, policies, st.integers(0, 29))
-def test_a_hold_keeps_whatever_the_policy(
-    taken: list[Backup], policy: Policy, which: int
-) -> None:
+def test_a_hold_keeps_whatever_the_policy(taken: list[Backup], policy: Policy, which: int) -> None:
     if not taken:
         return
     held = taken[which % len(taken)]
-    plan = plan_retention(
-        taken, policy, now=at("2026-12-01T00:00Z"), holds=[Hold(held.id, None)]
-    )
+    plan = plan_retention(taken, policy, now=at("2026-12-01T00:00Z"), holds=[Hold(held.id, None)])
     assert held.id in stays(plan)

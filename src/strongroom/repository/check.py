@@ -413,8 +413,8 @@ class Checker:
                 reason += "A prune took it for a run that had died: its contents are given up"
             elif name in held:
                 reason += (
-                    "It cannot be restored, but its refs still hold its contents: bring the"
-                    " record back from a copy of the repository before the next prune"
+                    "It cannot be restored, but its refs still hold its contents, and prunes spare"
+                    " them: bring the record back from a copy of the repository"
                 )
             else:
                 reason += (

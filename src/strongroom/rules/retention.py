@@ -301,9 +301,7 @@ def freezes(
 def _late(good: Sequence[Backup], now: datetime) -> list[str]:
     """No backup for much longer than usual: backups stopped, or the clock jumped ahead."""
     times = [each.born for each in good[-_BEFORE - 1 :]]
-    steps = [
-        (after - before).total_seconds() for before, after in itertools.pairwise(times)
-    ]
+    steps = [(after - before).total_seconds() for before, after in itertools.pairwise(times)]
     if len(steps) < 2:
         return []
     usual = max(statistics.median(steps), 1.0)
