@@ -238,7 +238,7 @@ class Pruner:
             for step in ("0", "1", "2"):
                 self._storage.delete([marks + step])
             self._storage.delete([name])
-            if f"{marks}1" not in steps:
+            if f"{marks}0" in steps and f"{marks}1" not in steps:
                 with contextlib.suppress(AlreadyExists):
                     self._catalogue.put_tombstone(name)
         source, rest = name.split("/")[1:]
