@@ -32,6 +32,10 @@ VERBS: dict[tuple[str, ...], tuple[str, Group]] = {
     ("diff",): ("browse:diff", RECOVER),
     ("export",): ("artefact:export", RECOVER),
     ("import",): ("artefact:import_artefact", RECOVER),
+    ("keep",): ("retention:keep", MANAGE),
+    ("expire",): ("retention:expire", MANAGE),
+    ("undelete",): ("retention:undelete", MANAGE),
+    ("prune",): ("retention:prune", MANAGE),
     ("source", "test"): ("source:test", MANAGE),
     ("repository", "stats"): ("repository:stats", MANAGE),
     ("key", "list"): ("key:list_keys", MANAGE),
@@ -56,7 +60,7 @@ NOUNS = {
     "config": "The configuration.",
 }
 # Commands that may take long: with --json they print lines, the last of type "result".
-LONG = frozenset({"backup", "restore", "check", "demo", "export", "import", "table"})
+LONG = frozenset({"backup", "restore", "check", "demo", "export", "import", "table", "prune"})
 
 
 def build() -> App:

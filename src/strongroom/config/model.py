@@ -44,6 +44,29 @@ class Promise(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     keep: Annotated[Duration | None, Meta(description="How long backups are kept.")] = None
 
 
+Count: TypeAlias = Annotated[int, Meta(ge=0, le=100_000)]
+
+
+class Retention(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """How many backups are kept, besides those that the promise `keep` covers. One rule is enough
+    for a backup to stay; days, weeks, months and years are those of `timezone`, else UTC."""
+
+    last: Annotated[Count, Meta(description="The newest so many.")] = 0
+    hourly: Annotated[Count, Meta(description="The last of each of so many hours.")] = 0
+    daily: Annotated[Count, Meta(description="The last of each of so many days.")] = 0
+    weekly: Annotated[Count, Meta(description="The last of each of so many weeks.")] = 0
+    monthly: Annotated[Count, Meta(description="The last of each of so many months.")] = 0
+    yearly: Annotated[Count, Meta(description="The last of each of so many years.")] = 0
+    pitr: Annotated[
+        Duration | None,
+        Meta(description="So far back every moment stays recoverable (physical backups)."),
+    ] = None
+    minimum: Annotated[
+        Annotated[int, Meta(ge=1, le=100_000)],
+        Meta(description="So many verified backups stay, whatever else is said."),
+    ] = 1
+
+
 class S3(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """How to reach an S3-compatible store. Without keys the usual chain is used: environment,
     shared credentials file, instance role."""
@@ -219,6 +242,9 @@ class PostgresTable(
         str | None, Meta(description="What artefacts are called in front of their time.")
     ] = None
     promise: Annotated[Promise, Meta(description="What is promised.")] = Promise()
+    retention: Annotated[
+        Retention, Meta(description="What is kept besides what `keep` promises.")
+    ] = Retention()
     runbook: Annotated[
         PostgresRunbook, Meta(description="What `restore --runbook` does around it.")
     ] = PostgresRunbook()
@@ -245,6 +271,9 @@ class FilesTable(
         str | None, Meta(description="What artefacts are called in front of their time.")
     ] = None
     promise: Annotated[Promise, Meta(description="What is promised.")] = Promise()
+    retention: Annotated[
+        Retention, Meta(description="What is kept besides what `keep` promises.")
+    ] = Retention()
     runbook: Annotated[
         FilesRunbook, Meta(description="What `restore --runbook` does around it.")
     ] = FilesRunbook()

@@ -84,6 +84,20 @@ def find_snapshot(
     return found[0]
 
 
+def find_expired(repository: Repository, source: str, backup: str) -> Snapshot:
+    """The expired snapshot that an id or a unique beginning of one means; NotFound, UsageError."""
+    found = [one for one in list_snapshots(repository, source).expired if one.id.startswith(backup)]
+    if len(found) > 1:
+        ids = ", ".join(one.id for one in found[:5])
+        raise UsageError(f"{backup!r} is the beginning of {len(found)} ids: {ids}.")
+    if not found:
+        raise NotFound(
+            f"No expired backup of {source} has an id that begins with {backup!r}.",
+            do="`strongroom list --expired` shows those that can still be brought back.",
+        )
+    return found[0]
+
+
 def _not_after(snapshots: list[Snapshot], source: str, at: datetime) -> Snapshot:
     before = [snapshot for snapshot in snapshots if snapshot.time <= at]
     if before:

@@ -2,12 +2,90 @@
 
 from __future__ import annotations
 
-from datetime import datetime
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
 
-from strongroom.errors import NotFound
+from strongroom.errors import Busy, NotFound
+from strongroom.operations.browse import Listing, list_snapshots
 from strongroom.repository.catalogue import Snapshot
 from strongroom.repository.fates import Fate, Fates
 from strongroom.repository.repository import Repository
+from strongroom.rules.retention import Backup, Hold, Plan, Policy, plan_retention
+
+
+@dataclass(frozen=True, slots=True)
+class Judged:
+    """A source's plan, and the snapshots and fates it is about, by id."""
+
+    source: str
+    plan: Plan
+    snapshots: Mapping[str, Snapshot]
+    fates: Mapping[str, Fate]
+
+
+def judge(
+    repository: Repository,
+    source: str,
+    policy: Policy,
+    *,
+    physical: bool,
+    verified: frozenset[str] = frozenset(),
+    now: datetime,
+    store_now: datetime | None,
+) -> Judged:
+    """Plan the retention of one source. `verified` are ids that a check or a drill read whole.
+
+    The start of the next base's recovery is not asked of the facts, which only a reader's key opens:
+    the time of the commit, which is a little later, keeps no less.
+    """
+    listing = list_snapshots(repository, source)
+    stored = {
+        entry.name: datetime.fromtimestamp(entry.modified, UTC)
+        for entry in repository.storage.list(f"snapshots/{source}/")
+        if entry.modified is not None
+    }
+    snapshots = {one.id: one for one in listing.snapshots}
+    backups = [
+        Backup(
+            one.id,
+            one.time,
+            one.size,
+            stored.get(one.name),
+            verified=one.id in verified,
+            base=physical and one.kind == "postgres",
+            stop=one.time,
+        )
+        for one in listing.snapshots
+    ]
+    fates = {one.id: _fate(listing, one) for one in listing.snapshots}
+    holds = [
+        Hold(name, fate.held, fate.why)
+        for name, fate in fates.items()
+        if fate.damaged or fate.for_good or fate.held is not None
+    ]
+    plan = plan_retention(backups, policy, now=now, holds=holds, store_now=store_now)
+    return Judged(source, plan, snapshots, fates)
+
+
+def expire(repository: Repository, judged: Judged, *, now: datetime) -> list[Snapshot]:
+    """Decide that what may go goes; what somebody else decided of meanwhile stays for this time."""
+    fates = Fates(repository.catalogue)
+    gone = []
+    for row in judged.plan.rows:
+        if row.stays:
+            continue
+        try:
+            why = "; ".join(row.reasons)
+            fates.decide(judged.fates[row.backup.id], "expire", now=now, why=why)
+        except Busy:
+            continue
+        gone.append(judged.snapshots[row.backup.id])
+    return gone
+
+
+def _fate(listing: Listing, snapshot: Snapshot) -> Fate:
+    return listing.fates.get(snapshot.name, Fate(snapshot.name))
 
 
 def hold(
@@ -56,4 +134,4 @@ def _too_late(snapshot: str) -> NotFound:
     )
 
 
-__all__ = ["hold", "release", "revive"]
+__all__ = ["Judged", "expire", "hold", "judge", "release", "revive"]

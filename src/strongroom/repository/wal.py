@@ -39,6 +39,7 @@ from strongroom.format.segment import SessionRow
 from strongroom.format.wal import (
     Fork,
     SegmentFacts,
+    SegmentName,
     WalKind,
     kind_of,
     lsn_text,
@@ -278,6 +279,40 @@ class WalStore:
             self._put_summary(system_id, timeline, batch)
             done += len(batch)
         return done
+
+    def older(self, system_id: int, before: int, segment_size: int) -> list[Entry]:
+        """The files of a system, on every timeline, of which no byte is at or behind `before`.
+
+        Segments, parts of them and labels. Histories, gaps and conflicts stay for ever.
+        """
+        found = []
+        for entry in self._storage.list(f"{walfile.PREFIX}{walfile.system_text(system_id)}/"):
+            place = _place(entry.name)
+            if place is None or place.sort != "file" or kind_of(place.name) is WalKind.HISTORY:
+                continue
+            if SegmentName.parse(place.name[:24], segment_size).end <= before:
+                found.append(entry)
+        return found
+
+    def forget(self, system_id: int, files: Sequence[Entry]) -> None:
+        """Delete files that `older` gave; only for a prune. First the summaries that name them.
+
+        Oldest first, so that what is left when it stops is without a hole.
+        """
+        last: dict[int, str] = {}
+        for entry in files:
+            place = walfile.parse_object(entry.name)
+            last[place.timeline] = max(last.get(place.timeline, ""), place.name)
+        for timeline, name in last.items():
+            below = f"{walfile.folder(system_id, timeline)}summaries/"
+            self._storage.delete(
+                sorted(
+                    entry.name
+                    for entry in self._storage.list(below)
+                    if entry.name.removeprefix(below)[:24] <= name
+                )
+            )
+        self._storage.delete(sorted((entry.name for entry in files), key=_position))
 
     # -- sealing ---------------------------------------------------------------------------
 
@@ -553,6 +588,12 @@ class _Found:
             self.conflicts[place.timeline].append(entry)
         elif place.sort == "summaries":
             self.summaries[place.timeline].append(entry)
+
+
+def _position(name: str) -> tuple[str, str]:
+    """Order of the log, whatever the timeline."""
+    last = name.rsplit("/", 1)[-1]
+    return last[8:], last
 
 
 def _place(name: str) -> walfile.Place | None:
