@@ -177,6 +177,7 @@ class DictSource:
     kind: str = "files"
     small: int = 4096
     facts: Mapping[str, object] = field(default_factory=lambda: {"of": "a test"})
+    log: Mapping[str, str] = field(default_factory=dict)
     runs: int = 0
     committed: int = 0
 
@@ -192,7 +193,7 @@ class DictSource:
                 continue
             size += len(flat(content))
             session.tree.add(self._store(lane, path, content))
-        return Taken(len(self.files), size, self.facts)
+        return Taken(len(self.files), size, self.facts, log=self.log)
 
     def _store(self, lane: object, path: bytes, content: Content) -> Entry:
         kind = Kind.STREAM if self.kind == "postgres" else Kind.FILE

@@ -129,7 +129,7 @@ def golden(name: str, lines: list[str]) -> None:
         assert text == file.read()
 
 
-def test_a_backup_that_cannot_be_restored_fills_no_place() -> None:
+def test_trap_61_a_backup_that_cannot_be_restored_fills_no_place() -> None:
     """Trap 61: three of which one is broken are two."""
     taken = daily("2026-11-01T02:00:00+00:00", 5)
     taken[4] = backup(taken[4].time, good=False)

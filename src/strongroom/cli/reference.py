@@ -30,6 +30,7 @@ from strongroom.config.model import (
     PostgresTable,
     Promise,
     RepositoryTable,
+    Retention,
     json_schema,
 )
 from strongroom.config.places import search_path
@@ -59,6 +60,7 @@ _TABLES: list[tuple[str, type[Struct]]] = [
     ('[source.NAME], type = "postgres"', PostgresTable),
     ('[source.NAME], type = "files"', FilesTable),
     ("promise", Promise),
+    ("[source.NAME.retention]", Retention),
     ('[source.NAME.runbook], type = "postgres"', PostgresRunbook),
     ('[source.NAME.runbook], type = "files"', FilesRunbook),
     ("migrate, rebuild_index", Command),

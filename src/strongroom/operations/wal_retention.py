@@ -10,9 +10,9 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from strongroom.errors import KeyRefused, StrongroomError
-from strongroom.format.wal import lsn_text
+from strongroom.format.wal import lsn_text, parse_lsn
 from strongroom.postgres.physical.facts import PhysicalFacts, is_physical
-from strongroom.repository.catalogue import DamagedRecord
+from strongroom.repository.catalogue import DamagedRecord, Snapshot
 from strongroom.repository.repository import Repository
 from strongroom.repository.wal import WalStore
 
@@ -69,20 +69,39 @@ def _needs(repository: Repository) -> dict[int, _Need]:
     for snapshot in repository.catalogue.snapshots():
         if isinstance(snapshot, DamagedRecord):
             raise StrongroomError(f"{snapshot.name} does not open: what it needs is not known.")
-        if snapshot.kind != "postgres":
-            continue
-        if not repository.keys.current.reads:
-            raise KeyRefused("What backups need of the log is read with a reader's key only.")
-        body = repository.open_snapshot(snapshot).facts
-        if not is_physical(body):
-            continue
-        try:
-            facts = PhysicalFacts.from_json(body)
-        except ValueError as fault:
-            raise StrongroomError(f"{snapshot.name} cannot be understood: {fault}.") from None
-        need = needs.setdefault(facts.system_id, _Need(facts.start_lsn, facts.wal_segment_size))
-        need.start = min(need.start, facts.start_lsn)
+        found = _told(snapshot) if snapshot.log else _read(repository, snapshot)
+        if found is not None:
+            system, start, size = found
+            need = needs.setdefault(system, _Need(start, size))
+            need.start = min(need.start, start)
     return needs
+
+
+def _told(snapshot: Snapshot) -> tuple[int, int, int]:
+    log = snapshot.log
+    try:
+        return int(log["system_id"]), parse_lsn(log["start_lsn"]), int(log["wal_segment_size"])
+    except (KeyError, ValueError):
+        raise StrongroomError(f"{snapshot.name} says of no log that can be understood.") from None
+
+
+def _read(repository: Repository, snapshot: Snapshot) -> tuple[int, int, int] | None:
+    """From the facts of a backup that was made before its record told."""
+    if snapshot.kind != "postgres":
+        return None
+    if not repository.keys.current.reads:
+        raise KeyRefused(
+            f"Which log {snapshot.name} needs is read with a reader's key only.",
+            do="Prune with a reader's key, until backups of before this version are gone.",
+        )
+    body = repository.open_snapshot(snapshot).facts
+    if not is_physical(body):
+        return None
+    try:
+        facts = PhysicalFacts.from_json(body)
+    except ValueError as fault:
+        raise StrongroomError(f"{snapshot.name} cannot be understood: {fault}.") from None
+    return facts.system_id, facts.start_lsn, facts.wal_segment_size
 
 
 __all__ = ["WalPruned", "prune_wal"]

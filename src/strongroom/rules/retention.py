@@ -136,6 +136,11 @@ class _Case:
             self.until = until
 
 
+def _show(moment: datetime) -> str:
+    """A moment to the second, UTC."""
+    return show_time(moment.replace(microsecond=0))
+
+
 def plan_retention(
     backups: Iterable[Backup],
     policy: Policy,
@@ -176,7 +181,7 @@ def _row(case: _Case, policy: Policy, frozen: Sequence[str]) -> Row:
 def _over(backup: Backup, policy: Policy) -> str:
     if policy.keep is None:
         return "no rule keeps it"
-    return f"its {policy.keep} ended {show_time(policy.keep.after(backup.born, policy.zone))}"
+    return f"its {policy.keep} ended {_show(policy.keep.after(backup.born, policy.zone))}"
 
 
 # -- the rules ---------------------------------------------------------------------------------
@@ -192,7 +197,7 @@ def _hold(cases: Iterable[_Case], holds: Iterable[Hold], now: datetime) -> None:
             if hold.until is None:
                 case.stay(f"held for good{why}")
             elif now < hold.until:
-                case.stay(f"held until {show_time(hold.until)}{why}", hold.until)
+                case.stay(f"held until {_show(hold.until)}{why}", hold.until)
 
 
 def _keep(cases: Iterable[_Case], policy: Policy, now: datetime) -> None:
@@ -201,7 +206,7 @@ def _keep(cases: Iterable[_Case], policy: Policy, now: datetime) -> None:
     for case in cases:
         until = policy.keep.after(case.backup.born, policy.zone)
         if now < until:
-            case.stay(f"promised for {policy.keep}, until {show_time(until)}", until)
+            case.stay(f"promised for {policy.keep}, until {_show(until)}", until)
 
 
 def _count(cases: Sequence[_Case], policy: Policy) -> None:
@@ -244,7 +249,7 @@ def _recover(cases: Sequence[_Case], policy: Policy, now: datetime) -> None:
             until = policy.pitr.after(backup.born, policy.zone)
             case.stay(f"any moment of {policy.pitr} is recoverable with it", until)
     if before is not None:
-        before.stay(f"the base from which {show_time(opens)} is recovered")
+        before.stay(f"the base from which {_show(opens)} is recovered")
 
 
 def _at_least(cases: Sequence[_Case], policy: Policy) -> None:
@@ -277,22 +282,18 @@ def freezes(
     """Why nothing may be deleted; empty when it may. `ordered` is oldest first."""
     found: list[str] = []
     if store_now is not None and abs(now - store_now) > SKEW:
-        found.append(
-            f"this machine's clock says {show_time(now)}, the store's {show_time(store_now)}"
-        )
+        found.append(f"this machine's clock says {_show(now)}, the store's {_show(store_now)}")
     ahead = [each for each in ordered if each.time > now + SKEW]
     if ahead:
         found.append(
             f"{len(ahead)} backups are from the future, the newest {ahead[-1].id} of "
-            f"{show_time(ahead[-1].time)}; it is {show_time(now)}"
+            f"{_show(ahead[-1].time)}; it is {_show(now)}"
         )
     early = [each for each in ordered if each.stored and each.time > each.stored + SKEW]
     if early and not ahead:
         one = early[-1]
         assert one.stored is not None
-        found.append(
-            f"backup {one.id} says {show_time(one.time)}, and was stored {show_time(one.stored)}"
-        )
+        found.append(f"backup {one.id} says {_show(one.time)}, and was stored {_show(one.stored)}")
     good = [each for each in ordered if each.good]
     found += [*_late(good, now), *_shrunk(good)]
     return tuple(found)
@@ -310,7 +311,7 @@ def _late(good: Sequence[Backup], now: datetime) -> list[str]:
         return []
     span = Duration(0, int(usual))
     return [
-        f"the newest backup is of {show_time(times[-1])}, and one is made about every {span}: "
+        f"the newest backup is of {_show(times[-1])}, and one is made about every {span}: "
         "backups have stopped, or the clock has jumped"
     ]
 
