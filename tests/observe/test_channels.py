@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import email
 import email.policy
-import json
 import socket
 import ssl
-import threading
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
@@ -23,6 +20,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
+from observe.servers import Web
 from strongroom.errors import ConfigError
 from strongroom.observe.channels.base import NotTold
 from strongroom.observe.channels.other import AppriseChannel
@@ -181,7 +179,7 @@ def test_encrypted_and_with_a_password(smtp: Any, mailbox: Mailbox, certificate:
     assert "canary" not in str(fault.value)
     with pytest.raises(NotTold):  # a certificate that nobody vouched for
         mail_by(controller, password="right", tls="starttls", user="u").send(message())
-    assert seen == [b"right", b"canary-wrong"] and len(mailbox.mails) == 1
+    assert set(seen) == {b"right", b"canary-wrong"} and len(mailbox.mails) == 1
 
 
 @pytest.mark.parametrize("wrong", ["recipient", "one of two", "answer", "away", "no starttls"])
@@ -206,39 +204,6 @@ def test_a_mail_counts_only_when_it_was_taken_for_all(
 
 
 # -- HTTP --------------------------------------------------------------------------------------
-
-
-class Web:
-    """A server that keeps what it is asked and answers as it is told."""
-
-    def __init__(self) -> None:
-        self.asked: list[tuple[str, str, Any]] = []
-        self.status, self.answer, self.headers = 200, b"ok", {}  # type: ignore[var-annotated]
-        web = self
-
-        class Handler(BaseHTTPRequestHandler):
-            def do_POST(self) -> None:
-                size = int(self.headers.get("Content-Length", 0))
-                web.asked.append(("POST", self.path, json.loads(self.rfile.read(size))))
-                self.reply()
-
-            def do_GET(self) -> None:
-                web.asked.append(("GET", self.path, None))
-                self.reply()
-
-            def reply(self) -> None:
-                self.send_response(web.status)
-                for name, value in web.headers.items():
-                    self.send_header(name, value)
-                self.end_headers()
-                self.wfile.write(web.answer)
-
-            def log_message(self, *args: Any) -> None:
-                return
-
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self.server.server_port}"
-        threading.Thread(target=self.server.serve_forever, daemon=True).start()
 
 
 @pytest.fixture

@@ -41,6 +41,7 @@ VERBS: dict[tuple[str, ...], tuple[str, Group]] = {
     ("key", "list"): ("key:list_keys", MANAGE),
     ("key", "add"): ("key:add", MANAGE),
     ("key", "remove"): ("key:remove", MANAGE),
+    ("notify", "test"): ("notify:test", MANAGE),
     ("wal", "push"): ("wal:push", AUTOMATION),
     ("wal", "fetch"): ("wal:fetch", AUTOMATION),
     ("wal", "daemon"): ("wal:daemon", AUTOMATION),
@@ -56,6 +57,7 @@ NOUNS = {
     "source": "Sources: what is backed up.",
     "repository": "The repository: where the backups rest.",
     "key": "Keys: who opens the repository.",
+    "notify": "Who is told when something is wrong.",
     "wal": "The write-ahead log: what PostgreSQL runs, and how far it is archived.",
     "config": "The configuration.",
 }
