@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
-
 from strongroom.cli.desk import Desk
 from strongroom.cli.flags import Everywhere
 from strongroom.cli.names import show_text
 from strongroom.cli.records import SNAPSHOT_HEAD, SNAPSHOT_SIDES, snapshot_body, snapshot_row
 from strongroom.errors import Damaged, StrongroomError
-
-if TYPE_CHECKING:
-    from strongroom.repository.fates import Fate
 
 _DEFAULT = Everywhere()
 
@@ -35,7 +30,7 @@ def list_snapshots(
         listing = browse.list_snapshots(repository, source)
     damaged = [{"object": each.name, "reason": each.reason} for each in listing.damaged]
     shown = listing.expired if expired else listing.snapshots
-    bodies = [snapshot_body(one) | _fate_body(listing.fates.get(one.name)) for one in shown]
+    bodies = [snapshot_body(one, listing.fates.get(one.name)) for one in shown]
     desk.output.document("snapshots", {"snapshots": bodies, "damaged": damaged})
     if shown:
         desk.output.table(SNAPSHOT_HEAD, list(map(snapshot_row, shown)), SNAPSHOT_SIDES)
@@ -46,14 +41,6 @@ def list_snapshots(
         return 0
     desk.output.error_lines(_damaged(damaged))
     return Damaged.exit_status
-
-
-def _fate_body(fate: Fate | None) -> dict[str, Any]:
-    """What was decided of a backup, as JSON values."""
-    if fate is None:
-        return {"held": False, "held_until": None}
-    held = fate.for_good or fate.held is not None
-    return {"held": held, "held_until": None if fate.held is None else fate.held.isoformat()}
 
 
 def _damaged(damaged: list[dict[str, str]]) -> StrongroomError:
