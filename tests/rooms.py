@@ -20,12 +20,15 @@ from strongroom.format.content import whole
 from strongroom.format.keyset import Keyset
 from strongroom.format.tree import Entry, Kind
 from strongroom.operations.back_up import Report, back_up
+from strongroom.operations.browse import list_snapshots
 from strongroom.progress import Progress, Silent
 from strongroom.repository import identity as identities
 from strongroom.repository.catalogue import Snapshot
+from strongroom.repository.fates import Fates
 from strongroom.repository.identity import Identity
 from strongroom.repository.keyring import Keyring
 from strongroom.repository.ports import Session, Taken
+from strongroom.repository.pruning import Pruned, Pruner, Rules
 from strongroom.repository.reader import SnapshotReader
 from strongroom.repository.repository import Repository
 from strongroom.repository.seams import Seams, Settings
@@ -174,6 +177,7 @@ class DictSource:
     kind: str = "files"
     small: int = 4096
     facts: Mapping[str, object] = field(default_factory=lambda: {"of": "a test"})
+    log: Mapping[str, str] = field(default_factory=dict)
     runs: int = 0
     committed: int = 0
 
@@ -189,7 +193,7 @@ class DictSource:
                 continue
             size += len(flat(content))
             session.tree.add(self._store(lane, path, content))
-        return Taken(len(self.files), size, self.facts)
+        return Taken(len(self.files), size, self.facts, log=self.log)
 
     def _store(self, lane: object, path: bytes, content: Content) -> Entry:
         kind = Kind.STREAM if self.kind == "postgres" else Kind.FILE
@@ -243,15 +247,18 @@ def as_read(files: Files) -> dict[bytes, bytes]:
 
 
 def expire(repository: Repository, snapshot: Snapshot) -> None:
-    """Remove a snapshot as docs/format.md says: its session's marks, then the record.
+    """Decide that a snapshot may go; a prune takes it."""
+    fates = Fates(repository.catalogue)
+    fates.decide(fates.of(snapshot.name), "expire", now=repository.seams.now())
 
-    The refs stay for a prune to drop.
-    """
-    marks = [f"sessions/{snapshot.group}/{snapshot.session}.{step}" for step in (0, 1)]
-    for name in (*marks, snapshot.name):
-        repository.storage.delete([name])
+
+def prune(repository: Repository, **rules: object) -> Pruned:
+    """Prune as rudely as the protocol allows: what a running session has just put is condemned
+    too, because politeness must not be what keeps the writers safe."""
+    rude = {"live": 1.0, "polite": None, "pack_size": 1 << 20, "together": False} | rules
+    return Pruner(repository, rules=Rules(**rude), progress=Silent()).run()  # type: ignore[arg-type]
 
 
 def committed(repository: Repository) -> list[Snapshot]:
-    """The snapshots that open."""
-    return [one for one in repository.catalogue.snapshots() if isinstance(one, Snapshot)]
+    """The snapshots that open and are not expired."""
+    return list_snapshots(repository).snapshots

@@ -20,7 +20,17 @@ from typing import TYPE_CHECKING, Any, Literal
 import msgspec
 
 from strongroom.config.loading import SECRET_VARIABLES
-from strongroom.config.model import S3, Configuration, FilesTable, PostgresTable, SourceTable
+from strongroom.config.model import (
+    S3,
+    Configuration,
+    FilesTable,
+    PagerDutyTable,
+    PingTable,
+    PostgresTable,
+    SlackTable,
+    SmtpTable,
+    SourceTable,
+)
 from strongroom.config.secrets import Secret, read_private, resolve
 from strongroom.errors import ConfigError, StrongroomError, UsageError
 from strongroom.files.rclone.tool import check_remote, is_remote
@@ -33,6 +43,9 @@ if TYPE_CHECKING:
     from strongroom.files.rclone.tool import Rclone
     from strongroom.keys.aws_kms import AwsKmsHolder
     from strongroom.keys.base import KeyHolder
+    from strongroom.observe.channels.base import Channel
+    from strongroom.observe.channels.web import Ping
+    from strongroom.observe.telling import Announced
     from strongroom.operations.runbook_cloud import CloudRunbook
     from strongroom.operations.runbook_database import DatabaseRunbook
     from strongroom.operations.runbook_vault import VaultRunbook
@@ -138,6 +151,53 @@ def key_file_holder(path: str) -> KeyHolder:
     from strongroom.keys.keyfile import KeyFileHolder, parse_keyfile  # noqa: PLC0415
 
     return KeyFileHolder(parse_keyfile(read_private(path, "The key file")))
+
+
+def channels(
+    configuration: Configuration, environ: Mapping[str, str], *, names: Sequence[str] = ()
+) -> tuple[list[Announced], list[Ping]]:
+    """Who is told, and who is asked for when all is well: those that are named, else all."""
+    from strongroom.observe.channels import other, smtp, web  # noqa: PLC0415
+    from strongroom.observe.telling import Announced  # noqa: PLC0415
+
+    found: list[Announced] = []
+    pings: list[Ping] = []
+    for name, table in configuration.notify.items():
+        if names and name not in names:
+            continue
+        channel: Channel
+        if isinstance(table, PingTable):
+            pings.append(web.Ping(name, url=_secret(table.url, environ)))
+            continue
+        if isinstance(table, SmtpTable):
+            ports = {"starttls": 587, "tls": 465, "none": 25}
+            channel = smtp.SmtpChannel(
+                name,
+                host=table.host,
+                port=table.port or ports[table.tls],
+                tls=table.tls,
+                sender=table.sender,
+                to=table.to,
+                user=table.user,
+                password=_text(table.password, environ),
+                ca_file=table.ca_file,
+            )
+        elif isinstance(table, SlackTable):
+            channel = web.SlackChannel(name, url=_secret(table.url, environ))
+        elif isinstance(table, PagerDutyTable):
+            channel = web.PagerDutyChannel(
+                name,
+                routing_key=_secret(table.routing_key, environ),
+                url=table.url or web.PAGERDUTY,
+            )
+        else:
+            channel = other.AppriseChannel(name, url=_secret(table.url, environ))
+        found.append(Announced(channel, table.level, table.escalation))
+    return found, pings
+
+
+def _secret(secret: Secret, environ: Mapping[str, str]) -> str:
+    return os.fsdecode(resolve(secret, environ))
 
 
 def recovery_code_holder(code: bytes) -> KeyHolder:

@@ -264,7 +264,7 @@ def test_a_backup_whose_record_vanished_is_named(filled: Desk) -> None:
     (finding,) = done.result["findings"]
     assert finding["object"] == f"snapshots/vault/{record.name}"
     assert done.result["damaged_snapshots"] == [record.name.rsplit("-", 1)[-1]]
-    assert "before the next prune" in finding["reason"]
+    assert "prunes spare them: bring the record back" in finding["reason"]
 
 
 def test_two_backups_at_once(filled: Desk) -> None:

@@ -101,7 +101,7 @@ def test_exit_status(
     assert "Traceback" not in done.stderr
 
 
-@pytest.mark.parametrize("word", ["serve", "prune", "expire", "drill", "copy"])
+@pytest.mark.parametrize("word", ["serve", "drill", "copy"])
 def test_a_word_that_does_not_exist_yet_is_no_word(ready: Desk, word: str) -> None:
     assert "Unknown command" in ready.run(word, status=2).error_lines[0]
 

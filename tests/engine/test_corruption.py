@@ -7,8 +7,7 @@ from collections.abc import Callable
 import pytest
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
-from reference_pruner import Pruner
-from rooms import DictSource, committed, new_room, noise, open_room, restore, take
+from rooms import DictSource, committed, new_room, noise, open_room, prune, restore, take
 from strongroom.errors import Damaged, StrongroomError
 from strongroom.format import frame, record
 from strongroom.format import keyset as keysets
@@ -190,7 +189,7 @@ def test_no_key_and_nonce_come_twice_in_a_whole_day(monkeypatch: pytest.MonkeyPa
         except Crash:
             take(open_room(storage.fork(), ("resumed", at)), "vault", files)
     storage.delete([committed(open_room(storage, "list"))[0].name])
-    Pruner(open_room(storage, "prune")).run()
+    prune(open_room(storage, "prune"))
     both = [open_room(storage, seed).begin("vault", progress=Silent()) for seed in "xy"]
     for session in both:
         taken = DictSource("vault", FILES).back_up(session, progress=Silent())

@@ -12,7 +12,6 @@ from datetime import timedelta
 import numpy as np
 import pytest
 
-from reference_pruner import Pruner
 from rooms import (
     BIRTH,
     Clock,
@@ -23,6 +22,7 @@ from rooms import (
     new_room,
     noise,
     open_room,
+    prune,
     restore,
     take,
     writer_keys,
@@ -280,10 +280,10 @@ def test_the_next_prune_takes_the_damaged_segment_away() -> None:
     storage.objects[lost] = flip(storage.objects[lost], 700)
     room = open_room(storage, "prune")
     with pytest.raises(Damaged):  # what it told of would be taken for garbage
-        Pruner(room).run()
+        prune(room)
     write(storage, THIRD, "mending")
     expire(room, committed(room)[0])
-    Pruner(room).run()
+    prune(room)
     assert lost not in storage.objects
     assert check(storage).findings == []
     assert_restores(storage, SECOND, THIRD)

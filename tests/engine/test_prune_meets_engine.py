@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pytest
 
-from reference_pruner import Pruner
 from rooms import (
     DictSource,
     committed,
@@ -14,6 +13,7 @@ from rooms import (
     new_room,
     noise,
     open_room,
+    prune,
     restore,
     take,
 )
@@ -48,13 +48,13 @@ def test_a_prune_moves_what_lives_and_takes_the_rest(storage: Storage) -> None:
     kept = take(room, "vault", NEW).snapshot
     forget(room)
     before = sum(entry.size for entry in storage.list("packs/"))
-    assert Pruner(open_room(storage, "prune")).run() == 1
+    assert prune(open_room(storage, "prune")).generation == 1
     assert sum(entry.size for entry in storage.list("packs/")) < before - 1_000_000
     assert_sound(storage)
     assert restore(open_room(storage, "new"), kept) == NEW
     again = take(open_room(storage, "later"), "vault", NEW).snapshot
     assert again.new_size == 0  # what was moved is a dedup target again
-    assert Pruner(open_room(storage, "prune 2")).run() == 2
+    assert prune(open_room(storage, "prune 2")).generation == 0  # nothing is left to do
     assert restore(open_room(storage, "last"), kept) == NEW
     assert_sound(storage)
 
@@ -66,7 +66,7 @@ def test_a_reader_finds_frames_that_are_moved_while_it_reads(storage: Storage) -
     reader = room.open_snapshot(kept)
     flow = each(reader)  # its index is the old one
     forget(room)
-    Pruner(open_room(storage, "prune")).run()
+    prune(open_room(storage, "prune"))
     assert {entry.path: fill(entry.size, pieces) for entry, pieces in flow} == NEW
 
 
@@ -85,7 +85,7 @@ def test_a_reader_finds_the_other_copy_when_a_prune_takes_one() -> None:
         reader = room.open_snapshot(kept)
         reader.find(b"a")
         expire(room, (first, second)[loser])
-        Pruner(open_room(storage, "prune")).run()
+        prune(open_room(storage, "prune"))
         assert {entry.path: fill(entry.size, pieces) for entry, pieces in each(reader)} == NEW
         assert_sound(storage)
 
@@ -107,10 +107,10 @@ def test_a_run_that_is_overtaken_does_not_commit(storage: Storage, moment: str) 
     forget(room)
     session = open_room(storage, "overtaken").begin("vault", progress=Silent())
     if moment == "before the content":
-        Pruner(open_room(storage, "prune")).run()
+        prune(open_room(storage, "prune"))
     taken = DictSource("vault", OLD).back_up(session, progress=Silent())
     if moment == "before the commit":
-        Pruner(open_room(storage, "prune")).run()
+        prune(open_room(storage, "prune"))
     with pytest.raises(Overtaken):
         session.commit("vault", "files", taken, labels={})
     session.abandon()
@@ -131,7 +131,7 @@ def test_back_up_begins_again_when_it_is_overtaken() -> None:
         def back_up(self, session: object, *, progress: object) -> Taken:
             taken = super().back_up(session, progress=progress)  # type: ignore[arg-type]
             if self.runs == 1:
-                Pruner(open_room(storage, "prune")).run()
+                prune(open_room(storage, "prune"))
             return taken
 
     room = open_room(storage, "later")
@@ -152,7 +152,7 @@ def test_a_sleeper_whose_refs_were_dropped_cannot_commit() -> None:
     def sleep_before_w6(name: str, data: bytes, *, if_absent: bool = False) -> None:
         if name.startswith("snapshots/"):
             storage.put = put  # type: ignore[method-assign]
-            Pruner(open_room(storage, "prune")).run()
+            prune(open_room(storage, "prune"))
         put(name, data, if_absent=if_absent)
 
     storage.put = sleep_before_w6  # type: ignore[method-assign]
@@ -171,7 +171,7 @@ def test_an_index_that_tells_of_swept_packs_is_no_damage() -> None:
     lane.put_small([noise("x", 2000)])
     lane.flush()
     session._pipeline.drain()
-    Pruner(open_room(storage, "prune")).run()
+    prune(open_room(storage, "prune"))
     session.abandon()
     assert len(list(storage.list("index/"))) == 1
     assert list(storage.list("packs/")) == []
@@ -196,7 +196,7 @@ def test_keys_are_those_of_the_index_that_gave_the_place(storage: Storage) -> No
     ids = [chunk for chunk, _, _ in old.chunks_in(row)]
     wanted = chunks._wanted(ids)
     storage.delete([gone.name])
-    Pruner(open_room(storage, "prune")).run()
+    prune(open_room(storage, "prune"))
     chunks._index = chunks._load_index()  # another thread has looked again meanwhile
     kind = b"tree" if place.tree else b"data"
     chunks._open(kind, memoryview(sealed), place, row, wanted)

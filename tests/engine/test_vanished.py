@@ -5,8 +5,7 @@ from __future__ import annotations
 import pytest
 from blake3 import blake3
 
-from reference_pruner import Pruner
-from rooms import committed, expire, new_room, noise, open_room, restore, take
+from rooms import committed, expire, new_room, noise, open_room, prune, restore, take
 from strongroom.format.record import canonical
 from strongroom.progress import Silent
 from strongroom.repository.check import Checker, Report
@@ -40,7 +39,8 @@ def test_a_commit_record_that_vanished_is_named_with_what_is_lost(level: int) ->
     record = storage.objects.pop(snapshot.name)
     (finding,) = look(storage, level).findings
     assert (finding.object, finding.snapshots) == (snapshot.name, [snapshot.id])
-    assert "before the next prune" in finding.reason
+    assert "bring the record back" in finding.reason
+    assert prune(open_room(storage, "prune")).kept == [snapshot.name]
     storage.objects[snapshot.name] = record  # as the finding says: from a copy
     assert look(storage, 3).findings == []
     assert restore(open_room(storage, "read"), snapshot) == FILES
@@ -55,38 +55,53 @@ def test_a_commit_record_and_its_refs_that_vanished_are_named() -> None:
     assert "refs are gone too" in finding.reason
 
 
-def test_after_a_prune_it_is_said_that_the_contents_are_given_up() -> None:
+def test_a_commit_record_that_is_given_up_is_swept_like_any_other() -> None:
     storage = stored()
-    snapshot = committed(open_room(storage, "list"))[1]
+    room = open_room(storage, "give up")
+    snapshot = committed(room)[1]
     del storage.objects[snapshot.name]
-    Pruner(open_room(storage, "prune")).run()
-    (finding,) = look(storage).findings
-    assert (finding.object, finding.snapshots) == (snapshot.name, [snapshot.id])
-    assert "given up" in finding.reason
+    expire(room, snapshot)
+    assert prune(room).swept == [snapshot.name]
+    assert look(storage, 3).findings == []
+    assert names(storage, "fates/") == []
 
 
-def test_a_snapshot_that_was_removed_is_not_missed() -> None:
+def test_a_backup_that_is_expired_or_swept_is_not_missed() -> None:
     storage = stored()
     room = open_room(storage, "expire")
     expire(room, committed(room)[0])
-    report = look(storage, 3)
-    assert report.findings == []
-    assert any("a snapshot that was removed" in note for note in report.notes)
-    Pruner(open_room(storage, "prune")).run()
     assert look(storage, 3).findings == []
+    prune(open_room(storage, "prune"))
+    assert look(storage, 3).findings == []
+    assert len(names(storage, "snapshots/")) == len(names(storage, "refs/")) == 1
+    assert names(storage, "fates/") == []
 
 
-def test_a_removal_that_stops_anywhere_is_no_loss() -> None:
-    for at in (1, 2, 3):
+def test_a_prune_that_stops_anywhere_is_no_loss_and_is_finished_by_the_next() -> None:
+    """Every operation of it, before and after its effect; then nothing unreachable is left."""
+    before = stored()
+    kept = take(open_room(before, "third"), "vault", {b"three": noise("three", 9000)}).snapshot
+    for snapshot in committed(open_room(before, "list")):
+        if snapshot != kept:
+            expire(open_room(before, "expire"), snapshot)
+    quiet = FaultyStorage(before.fork())
+    prune(open_room(quiet, "prune"))
+    steps = len(quiet.trace)
+    assert steps > 30
+    for at in range(2, steps + 1):
         for fault in (Fault.CRASH_BEFORE, Fault.CRASH_AFTER):
-            storage = stored()
-            snapshot = committed(open_room(storage, "list"))[0]
-            room = open_room(FaultyStorage(storage, Plan(fault, at + 1)), "expire")
+            storage = before.fork()
             with pytest.raises(Crash):
-                expire(room, snapshot)
-            assert look(storage, 3).findings == []
-            expire(open_room(storage, "again"), snapshot)
-            assert look(storage, 3).findings == []
+                prune(open_room(FaultyStorage(storage, Plan(fault, at)), "prune"))
+            assert restore(open_room(storage, "read"), kept) == {b"three": noise("three", 9000)}
+            assert look(storage, 3).findings == [], (at, fault)
+            prune(open_room(storage, "again"))
+            assert look(storage, 3).findings == [], (at, fault)
+            assert restore(open_room(storage, "read"), kept) == {b"three": noise("three", 9000)}
+            assert names(storage, "fates/") == []
+            assert len(names(storage, "refs/")) == len(names(storage, "snapshots/")) == 1
+            last = prune(open_room(storage, "last"))
+            assert (last.waste, last.dead, last.repacked, last.kept) == (0, 0, 0, [])
 
 
 def test_a_run_that_did_not_commit_is_only_noted() -> None:
@@ -118,7 +133,9 @@ def test_a_mark_that_vanished_costs_no_backup() -> None:
 def test_a_record_of_a_prune_that_vanished_leaves_a_gap() -> None:
     storage = stored()
     for number in range(3):
-        Pruner(open_room(storage, ("prune", number))).run()
+        room = open_room(storage, ("prune", number))
+        expire(room, take(room, "vault", {b"x": noise(number, 9000)}).snapshot)
+        assert prune(room).generation == number + 1
     assert look(storage).findings == []
     for number in (1, 2, 3):
         hit = storage.fork()

@@ -11,8 +11,7 @@ from datetime import UTC, datetime
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from reference_pruner import Pruner
-from rooms import BIRTH, new_room, noise, open_room, reader_keys, take, writer_keys
+from rooms import BIRTH, expire, new_room, noise, open_room, prune, reader_keys, take, writer_keys
 from strongroom.errors import (
     Damaged,
     KeyRefused,
@@ -27,6 +26,7 @@ from strongroom.format.frame import FRAME_SIZE
 from strongroom.format.keyset import Keyset
 from strongroom.format.wal import Fork, RestorePoint, SegmentFacts
 from strongroom.operations.stats import stats
+from strongroom.operations.wal_retention import prune_wal
 from strongroom.progress import Silent
 from strongroom.repository.check import Checker
 from strongroom.repository.keyring import Keyring
@@ -444,6 +444,59 @@ def test_keys_of_the_next_epoch(storage: MemoryStorage) -> None:
         WalStore(room).get(SYSTEM, FIRST)
 
 
+def test_trap_60_the_log_of_the_oldest_backup_that_is_there_stays(
+    store: WalStore, storage: MemoryStorage
+) -> None:
+    """From the segment in the middle of which it began; of each system by itself; on every timeline."""
+    other = SYSTEM + 1
+    history = memoryview(b"1\t0/4000000\tno reason\n")
+    files = [name(number) for number in range(1, 7)] + [name(number, 2) for number in (2, 4, 5)]
+    for system in (SYSTEM, other):
+        for file in (*files, name(2) + ".00000028.backup", name(1, 3) + ".partial"):
+            store.put(system, file, segment((system, file)))
+        store.put(system, "00000002.history", history)
+    store.put_gap(SYSTEM, 1, 0x1000000, 0x1000100, "lost")
+    store.summarise(SYSTEM, 1, least=1)
+    room = open_room(storage, "backups")
+    logs = [
+        {"system_id": str(SYSTEM), "start_lsn": start, "wal_segment_size": str(1 << 24)}
+        for start in ("0/2000028", "0/4000028", "0/5000000")
+    ]
+    taken = [
+        take(room, "db", {b"n": bytes([number])}, kind="postgres", log=log).snapshot
+        for number, log in enumerate(logs)
+    ]
+    writer = open_room(storage, "prune", keyset=writer_keys())
+    assert prune_wal(writer, dry_run=False).files == 2  # segment 1, and the part of timeline 3
+    expire(room, taken[0])
+    assert prune_wal(writer, dry_run=False).files == 0  # it may come back
+    prune(writer)
+    planned = prune_wal(writer, dry_run=True)
+    done = prune_wal(writer, dry_run=False)
+    assert planned == done and done.kept_from == {str(SYSTEM): "0/4000028"}
+    left = {
+        one.rsplit("/", 1)[-1] for one in storage.objects if one.startswith(f"wal/{SYSTEM:016x}")
+    }
+    assert {one for one in left if len(one) == 24} == {
+        *(name(number) for number in (4, 5, 6)), name(4, 2), name(5, 2),
+    }  # fmt: skip
+    assert "00000002.history" in left and name(2) + ".00000028.backup" not in left
+    listing = store.listing(SYSTEM)
+    assert len(listing.timelines[1].gaps) == 1 and not listing.unread
+    assert len(store.listing(other).timelines[1].segments) == 6  # nobody knows what needs it
+    assert Checker(room, progress=Silent()).run(3).findings == []
+
+
+def test_who_cannot_tell_what_a_backup_needs_deletes_no_log(
+    store: WalStore, storage: MemoryStorage
+) -> None:
+    store.put(SYSTEM, FIRST, segment("one"))
+    take(open_room(storage, "old"), "db", {b"n": b"1"}, kind="postgres")
+    writer = open_room(storage, "prune", keyset=writer_keys())
+    assert "reader's key" in prune_wal(writer, dry_run=False).skipped
+    assert store.get(SYSTEM, FIRST)
+
+
 def test_a_prune_leaves_the_wal_alone_and_stats_count_it(
     store: WalStore, storage: MemoryStorage
 ) -> None:
@@ -454,7 +507,7 @@ def test_a_prune_leaves_the_wal_alone_and_stats_count_it(
     room = open_room(storage, "prune")
     take(room, "vault", {b"a": b"a"})
     before = {one: data for one, data in storage.objects.items() if one.startswith("wal/")}
-    Pruner(room).run()
+    prune(room)
     assert {one: data for one, data in storage.objects.items() if one.startswith("wal/")} == before
     assert Checker(room, progress=Silent()).run(3).notes == []
     counted = stats(room)

@@ -18,8 +18,7 @@ from pathlib import Path
 
 import pytest
 
-from reference_pruner import Pruner
-from rooms import QUIET, Clock, DictSource, Sparse, noise, seams
+from rooms import QUIET, Clock, DictSource, Sparse, noise, prune, seams
 from strongroom.files.compare import compare_trees
 from strongroom.files.source import FileSource
 from strongroom.format import keyset as keysets
@@ -297,7 +296,7 @@ def test_after_a_prune_has_moved_frames(tmp_path: Path, index: str) -> None:
     storage = LocalStorage(room.store)
     storage.delete([first.snapshot.name, f"refs/vault/{first.snapshot.id}"])
     before = room.objects("packs")
-    Pruner(room.open()).run()
+    prune(room.open())
     assert set(room.objects("packs")) - set(before)
     if index == "gone":
         shutil.rmtree(room.store / "index")

@@ -1,4 +1,4 @@
-"""Two real writers and the reference pruner on a tiny repository, and what must always hold.
+"""Two real writers and the real pruner on a tiny repository, and what must always hold.
 
     before    S0 holds X and was expired; S1 lives; both lean on one pack, so that it is repacked
     writers   back up X again, through operations.back_up, with every thread of the pipeline
@@ -13,11 +13,11 @@ import contextlib
 import functools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from datetime import timedelta
 
 import pytest
 from interleaving import Body, Choose, ScheduledStorage, Stage
 
-from reference_pruner import Pruner, Skips
 from rooms import (
     Clock,
     DictSource,
@@ -27,16 +27,19 @@ from rooms import (
     new_room,
     noise,
     open_room,
+    prune,
     reader_keys,
     restore,
     take,
     writer_keys,
 )
-from strongroom.errors import AlreadyExists, Damaged, ObjectMissing, Overtaken
+from strongroom.errors import Busy, Damaged, NotFound, Overtaken
 from strongroom.format import keyset as keysets
 from strongroom.format import record, segment
 from strongroom.format.keyset import Keyset
 from strongroom.operations.back_up import back_up
+from strongroom.operations.browse import list_snapshots
+from strongroom.operations.retaining import revive
 from strongroom.progress import Silent
 from strongroom.repository import session as sessions
 from strongroom.repository.catalogue import Catalogue
@@ -55,7 +58,6 @@ HELD: Mapping[str, Mapping[bytes, bytes]] = {
     "late": {b"a": X, b"b": Z},
 }
 SOURCES = {"before": "vault", "kept": "vault", "one": "one", "two": "two", "late": "late"}
-NO_SKIPS = Skips()
 RESTARTS = 3  # what may be started anew in the place of actors that died
 
 
@@ -72,6 +74,12 @@ def start() -> dict[str, bytes]:
     run_backup(room, "kept")
     expire(room, committed(room)[0])
     return dict(storage.objects)
+
+
+def expired() -> str:
+    """The commit record of S0."""
+    room = open_room_of(MemoryStorage(start()), reader_keys(), seed="look")
+    return list_snapshots(room).expired[0].name
 
 
 def run_backup(room: Repository, held: str) -> str:
@@ -91,14 +99,13 @@ def spoiled() -> dict[str, bytes]:
 
 @dataclass
 class World:
-    """One run's storage, actors and invariant. `bodies` name the actors: "one", "two", "prune".
+    """One run's storage, actors and invariant. `bodies` name the actors: "one", "two", "prune", "revive".
 
     `spoil` damages the index first: writers mend it, and a prune that comes before that refuses.
     """
 
     bodies: tuple[str, ...] = ("one", "two", "prune")
-    skips: Skips = NO_SKIPS
-    forget_orphans: bool = True
+    polite: bool = False
     spoil: bool = False
     storage: MemoryStorage = field(default_factory=MemoryStorage)
     restarts: int = 0
@@ -125,13 +132,16 @@ class World:
 
     def _body(self, name: str, number: int) -> Body:
         def act(storage: ScheduledStorage) -> None:
-            keys = reader_keys() if name == "prune" else writer_keys()
+            keys = writer_keys()  # a prune needs no key that opens data either
             room = open_room_of(storage, keys, seed=(name, number))
             if name == "prune":
-                # Two pruners of one generation may find that the other was there first.
-                refusals = (AlreadyExists, ObjectMissing, *([Damaged] if self.spoil else []))
+                refusals = (Busy, *([Damaged] if self.spoil else []))
                 with contextlib.suppress(*refusals):
-                    Pruner(room, skips=self.skips, forget_orphans=self.forget_orphans).run()
+                    prune(room, polite=timedelta(days=7) if self.polite else None)
+                return
+            if name == "revive":
+                with contextlib.suppress(Busy, NotFound):
+                    revive(room, expired(), now=room.seams.now())
                 return
             try:
                 run_backup(room, name)
@@ -192,7 +202,7 @@ class World:
             return
         self.assert_restores()
         for number in range(2):
-            Pruner(open_room(self.storage, ("last prune", number))).run()
+            prune(open_room(self.storage, ("last prune", number)))
             self.assert_restores()
         run_backup(open_room(self.storage, "late"), "late")
         self.assert_restores()

@@ -13,11 +13,11 @@ import pytest
 from interleaving import Choose, Fate, Stage, Turn, at_random, explore, following
 from protocol import Broken, World, make_repeatable
 
-from reference_pruner import Skips
 from strongroom.errors import StrongroomError
 from strongroom.repository import mending
 from strongroom.repository.catalogue import Catalogue, Refs, Snapshot
 from strongroom.repository.index import Index
+from strongroom.repository.pruning import Pruner
 from strongroom.repository.session import WriteSession
 from strongroom.storage.base import Buffer
 from strongroom.storage.memory import MemoryStorage
@@ -67,9 +67,17 @@ def test_random_orders_with_deaths(seed: int) -> None:
         worlds(at_random(number, switching=0.4, dying=0.02, deaths=3))
 
 
-def test_orphans_may_be_left_for_later() -> None:
-    worlds = Worlds(forget_orphans=False)
+def test_a_polite_prune_leaves_those_who_run_alone() -> None:
+    worlds = Worlds(polite=True)
     for seed in range(30):
+        worlds(at_random(seed, switching=0.4, dying=0.02, deaths=3))
+
+
+def test_who_revives_a_backup_has_all_of_it_or_comes_too_late() -> None:
+    worlds = Worlds(bodies=("revive", "prune", "one"))
+    for _ in explore(worlds, preemptions=1):
+        continue
+    for seed in range(40):
         worlds(at_random(seed, switching=0.4, dying=0.02, deaths=3))
 
 
@@ -101,6 +109,8 @@ def test_one_dies_at_every_step_and_is_started_again(actor: int) -> None:
         worlds(following([Turn(0)] * step + [Turn(0, fate)]))
     assert worlds.runs == 1 + 2 * steps > 15
 
+
+Mutate = Callable[[pytest.MonkeyPatch], None]
 
 # -- does the checker notice? ------------------------------------------------------------------
 
@@ -180,21 +190,44 @@ def index_after_announcing(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Catalogue, "put_snapshot", commit_and_put)
 
 
-def nothing(patch: pytest.MonkeyPatch) -> None:
-    del patch
+def only_once(name: str) -> Mutate:
+    """What a pruner reads by `name` is read at p1 and believed at p2."""
+
+    def mutate(patch: pytest.MonkeyPatch) -> None:
+        read: Callable[[Pruner], object] = getattr(Pruner, name)
+        kept: dict[int, tuple[Pruner, object]] = {}
+
+        def once(self: Pruner) -> object:
+            if id(self) not in kept:
+                kept[id(self)] = self, read(self)
+            return kept[id(self)][1]
+
+        patch.setattr(Pruner, name, once)
+
+    return mutate
 
 
-Mutate = Callable[[pytest.MonkeyPatch], None]
-MUTANTS: dict[str, tuple[Mutate, Skips]] = {
-    "without w5": (without_w5, Skips()),
-    "dedup against condemned packs": (without_w2, Skips()),
-    "look before announcing": (look_before_announcing, Skips()),
-    "announce after commit": (announce_after_commit, Skips()),
-    "commit over a tombstone": (commit_over_a_tombstone, Skips()),
-    "index after commit": (index_after_announcing, Skips()),
-    "p2 does not read refs again": (nothing, Skips(second_refs=True)),
-    "p2 resolves refs by an old index": (nothing, Skips(fresh_index=True)),
-    "orphans are dropped without a tombstone": (nothing, Skips(tombstones=True)),
+def without_tombstones(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(Catalogue, "put_tombstone", lambda self, name: None)
+
+
+def without_moving(patch: pytest.MonkeyPatch) -> None:
+    """p3 is left out, and with it the look whether anything is missing."""
+    patch.setattr(Pruner, "_rewrite", lambda self, *what: None)
+    patch.setattr(Pruner, "_assert_safe", lambda self, *what: None)
+
+
+MUTANTS: dict[str, Mutate] = {
+    "without w5": without_w5,
+    "dedup against condemned packs": without_w2,
+    "look before announcing": look_before_announcing,
+    "announce after commit": announce_after_commit,
+    "commit over a tombstone": commit_over_a_tombstone,
+    "index after commit": index_after_announcing,
+    "p2 does not read refs again": only_once("_refs"),
+    "p2 resolves refs by an old index": only_once("_read_index"),
+    "orphans are dropped without a tombstone": without_tombstones,
+    "nothing is moved": without_moving,
 }
 
 
@@ -209,9 +242,8 @@ def orders(worlds: Callable[[Choose], Stage]) -> Iterator[Stage]:
 def test_a_protocol_with_a_step_left_out_is_caught(
     monkeypatch: pytest.MonkeyPatch, mutant: str
 ) -> None:
-    mutate, skips = MUTANTS[mutant]
-    mutate(monkeypatch)
-    worlds = Worlds(skips=skips)
+    MUTANTS[mutant](monkeypatch)
+    worlds = Worlds()
     with pytest.raises(Broken):
         for _ in orders(worlds):
             continue

@@ -33,11 +33,16 @@ VERBS: dict[tuple[str, ...], tuple[str, Group]] = {
     ("diff",): ("browse:diff", RECOVER),
     ("export",): ("artefact:export", RECOVER),
     ("import",): ("artefact:import_artefact", RECOVER),
+    ("keep",): ("retention:keep", MANAGE),
+    ("expire",): ("retention:expire", MANAGE),
+    ("undelete",): ("retention:undelete", MANAGE),
+    ("prune",): ("retention:prune", MANAGE),
     ("source", "test"): ("source:test", MANAGE),
     ("repository", "stats"): ("repository:stats", MANAGE),
     ("key", "list"): ("key:list_keys", MANAGE),
     ("key", "add"): ("key:add", MANAGE),
     ("key", "remove"): ("key:remove", MANAGE),
+    ("notify", "test"): ("notify:test", MANAGE),
     ("wal", "push"): ("wal:push", AUTOMATION),
     ("wal", "fetch"): ("wal:fetch", AUTOMATION),
     ("wal", "receive"): ("wal:receive", AUTOMATION),
@@ -54,13 +59,17 @@ NOUNS = {
     "source": "Sources: what is backed up.",
     "repository": "The repository: where the backups rest.",
     "key": "Keys: who opens the repository.",
+    "notify": "Who is told when something is wrong.",
     "wal": "The write-ahead log: what PostgreSQL runs, and how far it is archived.",
     "config": "The configuration.",
 }
 # Commands that may take long: with --json they print lines, the last of type "result".
 LONG = frozenset(
-    {"backup", "restore", "check", "demo", "export", "import", "open", "table", "wal receive"}
-)
+    {
+        "backup", "restore", "check", "demo", "export", "import", "open", "table", "prune",
+        "wal receive",
+    }
+)  # fmt: skip
 
 
 def build() -> App:

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from strongroom.format.tree import Entry
     from strongroom.operations.browse import Difference
     from strongroom.repository.catalogue import Snapshot
+    from strongroom.repository.fates import Fate
 
 ID_SHOWN = 12
 _KIND_MODES = {
@@ -37,8 +38,9 @@ def show_moment(moment: datetime) -> str:
     return moment.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
-def snapshot_body(snapshot: Snapshot) -> dict[str, Any]:
-    """A snapshot as JSON values: times ISO 8601 in UTC, sizes in bytes."""
+def snapshot_body(snapshot: Snapshot, fate: Fate | None = None) -> dict[str, Any]:
+    """A snapshot as JSON values, with what was decided of it: times ISO 8601 in UTC, sizes in bytes."""
+    until = None if fate is None or fate.held is None else fate.held.isoformat()
     return {
         "id": snapshot.id,
         "source": snapshot.source,
@@ -52,6 +54,8 @@ def snapshot_body(snapshot: Snapshot) -> dict[str, Any]:
         "problems": snapshot.problems,
         "writer": snapshot.writer,
         "labels": dict(snapshot.labels),
+        "held": fate is not None and (fate.for_good or fate.held is not None),
+        "held_until": until,
     }
 
 

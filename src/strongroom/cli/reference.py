@@ -21,15 +21,21 @@ from strongroom.cli.codes import load_pages
 from strongroom.config.loading import SECRET_VARIABLES, VARIABLES
 from strongroom.config.model import (
     S3,
+    AppriseTable,
     ArtefactsTable,
     Command,
     Configuration,
     FilesRunbook,
     FilesTable,
+    PagerDutyTable,
+    PingTable,
     PostgresRunbook,
     PostgresTable,
     Promise,
     RepositoryTable,
+    Retention,
+    SlackTable,
+    SmtpTable,
     json_schema,
 )
 from strongroom.config.places import search_path
@@ -59,9 +65,15 @@ _TABLES: list[tuple[str, type[Struct]]] = [
     ('[source.NAME], type = "postgres"', PostgresTable),
     ('[source.NAME], type = "files"', FilesTable),
     ("promise", Promise),
+    ("[source.NAME.retention]", Retention),
     ('[source.NAME.runbook], type = "postgres"', PostgresRunbook),
     ('[source.NAME.runbook], type = "files"', FilesRunbook),
     ("migrate, rebuild_index", Command),
+    ('[notify.NAME], type = "smtp"', SmtpTable),
+    ('[notify.NAME], type = "slack"', SlackTable),
+    ('[notify.NAME], type = "pagerduty"', PagerDutyTable),
+    ('[notify.NAME], type = "apprise"', AppriseTable),
+    ('[notify.NAME], type = "ping"', PingTable),
 ]
 
 

@@ -21,15 +21,29 @@ from strongroom.config.model import (
     CHECKS,
     READERS,
     SOURCE_NAME,
+    AppriseTable,
     Commands,
     Configuration,
     FilesTable,
+    PagerDutyTable,
+    PingTable,
     PostgresTable,
-    SourceTable,
+    SlackTable,
+    SmtpTable,
 )
 
 Key = tuple[str, ...]
-_SOURCE_KINDS: Mapping[str, type[SourceTable]] = {"postgres": PostgresTable, "files": FilesTable}
+# Tables that hold one table a name, of a kind that its `type` says.
+_KINDS: Mapping[str, Mapping[str, type[Struct]]] = {
+    "source": {"postgres": PostgresTable, "files": FilesTable},
+    "notify": {
+        "smtp": SmtpTable,
+        "slack": SlackTable,
+        "pagerduty": PagerDutyTable,
+        "apprise": AppriseTable,
+        "ping": PingTable,
+    },
+}
 _WORDS = {
     str: "text in quotes",
     int: "a whole number",
@@ -79,8 +93,8 @@ def _table(kind: type[Struct], table: Any, at: Key, faults: list[Fault]) -> Any:
 
 def _value(kind: type[Struct], field: FieldInfo, value: Any, at: Key, faults: list[Fault]) -> Any:
     wanted = _unwrap(field.type)
-    if at == ("source",):
-        return _sources(value, faults)
+    if len(at) == 1 and at[0] in _KINDS:
+        return _named(at[0], value, faults)
     if isinstance(wanted, type) and issubclass(wanted, Struct):
         return _table(wanted, value, at, faults)
     try:
@@ -92,38 +106,36 @@ def _value(kind: type[Struct], field: FieldInfo, value: Any, at: Key, faults: li
         return converted
     except ValueError as fault:  # msgspec's ValidationError is one too
         known = isinstance(fault, msgspec.ValidationError)
-        faults.append(Fault(at, _explain(wanted, value) if known else str(fault)))
+        faults.append(Fault(at, _explain(wanted, value, field) if known else str(fault)))
         return _MISSING
 
 
-def _sources(value: Any, faults: list[Fault]) -> Any:
+def _named(holder: str, value: Any, faults: list[Fault]) -> Any:
     if not isinstance(value, Mapping):
-        faults.append(Fault(("source",), "must hold one table a source, [source.NAME]"))
+        faults.append(Fault((holder,), f"must hold one table a name, [{holder}.NAME]"))
         return _MISSING
-    return {name: _source(name, table, faults) for name, table in value.items()}
+    return {name: _one(holder, name, table, faults) for name, table in value.items()}
 
 
-def _source(name: str, table: Any, faults: list[Fault]) -> Any:
-    at = ("source", name)
+def _one(holder: str, name: str, table: Any, faults: list[Fault]) -> Any:
+    at, kinds = (holder, name), _KINDS[holder]
     if not SOURCE_NAME.fullmatch(name):
         faults.append(
-            Fault(
-                at, "a source's name is up to 64 letters, digits, `.`, `_`, `-`, the first no sign"
-            )
+            Fault(at, "a name is up to 64 letters, digits, `.`, `_`, `-`, the first no sign")
         )
     if not isinstance(table, Mapping):
         faults.append(Fault(at, f"must be a table, [{show_key(at)}]"))
         return _MISSING
     kind = table.get("type", _MISSING)
-    choices = " or ".join(f'"{word}"' for word in _SOURCE_KINDS)
+    choices = " or ".join(f'"{word}"' for word in kinds)
     if kind is _MISSING:
         faults.append(Fault((*at, "type"), f"is missing: {choices}"))
         return _MISSING
-    if not isinstance(kind, str) or kind not in _SOURCE_KINDS:
-        hint = _meant(kind, _SOURCE_KINDS) if isinstance(kind, str) else ""
+    if not isinstance(kind, str) or kind not in kinds:
+        hint = _meant(kind, kinds) if isinstance(kind, str) else ""
         faults.append(Fault((*at, "type"), f"must be {choices}{hint}"))
         return _MISSING
-    return _table(_SOURCE_KINDS[kind], table, at, faults)
+    return _table(kinds[kind], table, at, faults)
 
 
 def _read_text(wanted: type, value: Any) -> Any:
@@ -143,14 +155,14 @@ def _unwrap(annotation: Any) -> Any:
     return annotation
 
 
-def _explain(wanted: Any, value: Any) -> str:
+def _explain(wanted: Any, value: Any, field: FieldInfo) -> str:
     """What a plain value should have been."""
     if get_origin(wanted) is Literal:
         choices = get_args(wanted)
         shown = " or ".join(f'"{choice}"' for choice in choices)
         return f"must be {shown}" + (_meant(value, choices) if isinstance(value, str) else "")
     if wanted is int and isinstance(value, int) and not isinstance(value, bool):
-        return "must be between 1 and 256"
+        return _bounds(field.type)
     if wanted == Commands:
         hint = ", not one text" if isinstance(value, str) else ""
         return (
@@ -161,6 +173,19 @@ def _explain(wanted: Any, value: Any) -> str:
     if get_origin(wanted) is tuple and isinstance(value, str):
         word += ', not one text: ["first", "second", …]'
     return f"must be {word}"
+
+
+def _bounds(annotation: Any) -> str:
+    """What a number may be, as its annotations say."""
+    low = high = None
+    while get_origin(annotation) in (Annotated, Union, UnionType):
+        inside, *metas = get_args(annotation)
+        for meta in metas:
+            if isinstance(meta, msgspec.Meta):
+                low = meta.ge if meta.ge is not None else low
+                high = meta.le if meta.le is not None else high
+        annotation = inside
+    return f"must be between {low} and {high}"
 
 
 def _meant(word: str, known: Iterable[str]) -> str:

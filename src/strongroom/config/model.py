@@ -21,6 +21,7 @@ from strongroom.rules.cron import check_schedule
 from strongroom.rules.durations import Duration, parse_duration
 
 SOURCE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", re.ASCII)
+_MAIL = re.compile(r"[!-?A-~]+@[A-Za-z0-9.-]+", re.ASCII)
 SCHEMA_ID = "https://strongroom.dev/schema/strongroom-1.json"
 
 Jobs: TypeAlias = Annotated[int, Meta(ge=1, le=256)]
@@ -42,6 +43,29 @@ class Promise(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     ] = None
     rto: Annotated[Duration | None, Meta(description="How long a restore may take.")] = None
     keep: Annotated[Duration | None, Meta(description="How long backups are kept.")] = None
+
+
+Count: TypeAlias = Annotated[int, Meta(ge=0, le=100_000)]
+
+
+class Retention(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """How many backups are kept, besides those that the promise `keep` covers. One rule is enough
+    for a backup to stay; days, weeks, months and years are those of `timezone`, else UTC."""
+
+    last: Annotated[Count, Meta(description="The newest so many.")] = 0
+    hourly: Annotated[Count, Meta(description="The last of each of so many hours.")] = 0
+    daily: Annotated[Count, Meta(description="The last of each of so many days.")] = 0
+    weekly: Annotated[Count, Meta(description="The last of each of so many weeks.")] = 0
+    monthly: Annotated[Count, Meta(description="The last of each of so many months.")] = 0
+    yearly: Annotated[Count, Meta(description="The last of each of so many years.")] = 0
+    pitr: Annotated[
+        Duration | None,
+        Meta(description="So far back every moment stays recoverable (physical backups)."),
+    ] = None
+    minimum: Annotated[
+        Annotated[int, Meta(ge=1, le=100_000)],
+        Meta(description="So many verified backups stay, whatever else is said."),
+    ] = 1
 
 
 class S3(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -229,6 +253,9 @@ class PostgresTable(
         str | None, Meta(description="What artefacts are called in front of their time.")
     ] = None
     promise: Annotated[Promise, Meta(description="What is promised.")] = Promise()
+    retention: Annotated[
+        Retention, Meta(description="What is kept besides what `keep` promises.")
+    ] = Retention()
     runbook: Annotated[
         PostgresRunbook, Meta(description="What `restore --runbook` does around it.")
     ] = PostgresRunbook()
@@ -255,12 +282,92 @@ class FilesTable(
         str | None, Meta(description="What artefacts are called in front of their time.")
     ] = None
     promise: Annotated[Promise, Meta(description="What is promised.")] = Promise()
+    retention: Annotated[
+        Retention, Meta(description="What is kept besides what `keep` promises.")
+    ] = Retention()
     runbook: Annotated[
         FilesRunbook, Meta(description="What `restore --runbook` does around it.")
     ] = FilesRunbook()
 
 
 SourceTable: TypeAlias = PostgresTable | FilesTable
+
+Level: TypeAlias = Annotated[
+    Literal["critical", "warning"],
+    Meta(description="What is told here: everything, or only what is critical."),
+]
+Escalation: TypeAlias = Annotated[
+    bool, Meta(description="Tell here only what no other channel took.")
+]
+
+
+class SmtpTable(
+    Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, tag_field="type", tag="smtp"
+):
+    """E-mail."""
+
+    host: Annotated[str, Meta(description="The mail server.")]
+    port: Annotated[
+        Annotated[int, Meta(ge=1, le=65535)] | None,
+        Meta(description="Its port; otherwise 587, 465 with tls, 25 with none."),
+    ] = None
+    tls: Annotated[
+        Literal["starttls", "tls", "none"],
+        Meta(description="How it is encrypted; none is for a server on this machine."),
+    ] = "starttls"
+    ca_file: Annotated[
+        str | None, Meta(description="Certificates to trust instead of the system's.")
+    ] = None
+    user: Annotated[str | None, Meta(description="Who logs in.")] = None
+    password: Annotated[Secret | None, Meta(description="With which password.")] = None
+    sender: Annotated[str, Meta(description="Address that the mail is from.")]
+    to: Annotated[tuple[str, ...], Meta(description="Addresses that it goes to.", min_length=1)]
+    level: Level = "warning"
+    escalation: Escalation = False
+
+
+class SlackTable(
+    Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, tag_field="type", tag="slack"
+):
+    """Slack, or what speaks its incoming webhooks."""
+
+    url: Annotated[Secret, Meta(description="Address of the webhook, which is a secret.")]
+    level: Level = "warning"
+    escalation: Escalation = False
+
+
+class PagerDutyTable(
+    Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, tag_field="type", tag="pagerduty"
+):
+    """PagerDuty, Events API v2."""
+
+    routing_key: Annotated[Secret, Meta(description="Integration key of the service.")]
+    url: Annotated[
+        str | None, Meta(description="Where events go; otherwise PagerDuty's own address.")
+    ] = None
+    level: Level = "critical"
+    escalation: Escalation = False
+
+
+class AppriseTable(
+    Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, tag_field="type", tag="apprise"
+):
+    """Anything that Apprise knows (`pip install 'strongroom[notify]'`)."""
+
+    url: Annotated[Secret, Meta(description="Address as Apprise writes it, which is a secret.")]
+    level: Level = "warning"
+    escalation: Escalation = False
+
+
+class PingTable(
+    Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, tag_field="type", tag="ping"
+):
+    """A dead man's switch: asked for when all is well, so that silence is an alarm."""
+
+    url: Annotated[Secret, Meta(description="Address to ask for, which is a secret.")]
+
+
+NotifyTable: TypeAlias = SmtpTable | SlackTable | PagerDutyTable | AppriseTable | PingTable
 
 
 class Configuration(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -298,6 +405,9 @@ class Configuration(Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     repository: Annotated[RepositoryTable, Meta(description="The repository.")] = RepositoryTable()
     artefacts: Annotated[ArtefactsTable, Meta(description="Portable artefacts.")] = ArtefactsTable()
     source: Annotated[Mapping[str, SourceTable], Meta(description="The sources, by name.")] = {}
+    notify: Annotated[
+        Mapping[str, NotifyTable], Meta(description="Who is told, and how, by name.")
+    ] = {}
 
 
 def check_url(url: str) -> None:
@@ -360,6 +470,13 @@ def check_env(env: Mapping[str, str]) -> None:
         )
 
 
+def check_mail(addresses: str | tuple[str, ...]) -> None:
+    """ValueError for what is no address of mail."""
+    for address in (addresses,) if isinstance(addresses, str) else addresses:
+        if not _MAIL.fullmatch(address):
+            raise ValueError('must be an address like "ops@example.com"')
+
+
 # What a value must satisfy besides being of its kind.
 CHECKS: Mapping[tuple[type[Struct], str], Callable[[Any], None]] = {
     (Command, "env"): check_env,
@@ -374,6 +491,8 @@ CHECKS: Mapping[tuple[type[Struct], str], Callable[[Any], None]] = {
     (FilesTable, "artefact_name"): check_artefact_name,
     (PostgresTable, "artefact_name"): check_artefact_name,
     (Configuration, "timezone"): check_zone,
+    (SmtpTable, "sender"): check_mail,
+    (SmtpTable, "to"): check_mail,
 }
 
 # Text values that are parsed here; everything else is a plain TOML value.

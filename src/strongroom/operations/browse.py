@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import heapq
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Literal
@@ -11,6 +11,7 @@ from typing import Literal
 from strongroom.errors import NotFound, UsageError
 from strongroom.format.tree import Entry, Kind
 from strongroom.repository.catalogue import DamagedRecord, Snapshot
+from strongroom.repository.fates import Fate, Fates
 from strongroom.repository.reader import SnapshotReader
 from strongroom.repository.repository import Repository
 
@@ -19,10 +20,13 @@ Change = Literal["added", "removed", "changed", "metadata"]
 
 @dataclass(frozen=True, slots=True)
 class Listing:
-    """Snapshots, oldest first, and the commit records that do not open."""
+    """Snapshots, oldest first, the commit records that do not open, and what was decided: by
+    object name. Those that were expired are no snapshots any more, and listed apart."""
 
     snapshots: list[Snapshot]
     damaged: list[DamagedRecord]
+    expired: list[Snapshot]
+    fates: Mapping[str, Fate]
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,13 +41,19 @@ class Difference:
 
 def list_snapshots(repository: Repository, source: str | None = None) -> Listing:
     """Every snapshot of a source, or of all."""
-    listing = Listing([], [])
-    for found in repository.catalogue.snapshots(source):
-        if isinstance(found, DamagedRecord):
-            listing.damaged.append(found)
+    found = list(repository.catalogue.snapshots(source))
+    # Read behind the snapshots: what is swept between the two is then known to be going.
+    fates = Fates(repository.catalogue).read(source)
+    listing = Listing([], [], [], fates)
+    for one in found:
+        if isinstance(one, DamagedRecord):
+            listing.damaged.append(one)
+        elif one.name in fates and fates[one.name].hidden:
+            listing.expired.append(one)
         else:
-            listing.snapshots.append(found)
+            listing.snapshots.append(one)
     listing.snapshots.sort(key=lambda snapshot: snapshot.time)
+    listing.expired.sort(key=lambda snapshot: snapshot.time)
     return listing
 
 
@@ -71,6 +81,20 @@ def find_snapshot(
         raise UsageError(f"{backup!r} is the beginning of {len(found)} snapshot ids: {ids}.")
     if not found:
         raise NotFound(f"No snapshot of {source} has an id that begins with {backup!r}.")
+    return found[0]
+
+
+def find_expired(repository: Repository, source: str, backup: str) -> Snapshot:
+    """The expired snapshot that an id or a unique beginning of one means; NotFound, UsageError."""
+    found = [one for one in list_snapshots(repository, source).expired if one.id.startswith(backup)]
+    if len(found) > 1:
+        ids = ", ".join(one.id for one in found[:5])
+        raise UsageError(f"{backup!r} is the beginning of {len(found)} ids: {ids}.")
+    if not found:
+        raise NotFound(
+            f"No expired backup of {source} has an id that begins with {backup!r}.",
+            do="`strongroom list --expired` shows those that can still be brought back.",
+        )
     return found[0]
 
 

@@ -10,7 +10,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from strongroom.errors import Damaged, StrongroomError
+from strongroom.errors import StrongroomError
+from strongroom.operations.clocks import clock_difference
 from strongroom.repository.repository import Seams
 from strongroom.rules.sizes import show_size
 from strongroom.storage.base import Storage
@@ -64,28 +65,15 @@ def check_room(storage: Storage) -> Verdict | str:
 
 
 def check_clock(storage: Storage, seams: Seams) -> Verdict | str:
-    """This machine's clock against the store's, by an object that is put, listed and deleted."""
-    token = seams.random(8).hex()
-    name = f"probe/{token}/clock"
-    before = seams.now().timestamp()
-    storage.put(name, token.encode())
-    after = seams.now().timestamp()
-    try:
-        found = [entry for entry in storage.list(f"probe/{token}/") if entry.name == name]
-        if storage.get(name) != token.encode() or not found:
-            raise Damaged("The store does not give back what was just put.")
-    finally:
-        storage.delete([name])
-    told = found[0].modified
-    if told is None:
+    """This machine's clock against the store's."""
+    apart = clock_difference(storage, seams)
+    if apart is None:
         return "writes, reads, lists, deletes; the store tells no time"
-    # A store may cut its times to seconds.
-    apart = max(before - told - 1.0, told - after, 0.0)
-    if apart < CLOCK_WARN:
+    if abs(apart) < CLOCK_WARN:
         return "writes, reads, lists, deletes; clocks agree"
     return (
-        "FAIL" if apart >= CLOCK_FAIL else "warn",
-        f"this machine's clock and the store's are {apart:,.0f} s apart",
+        "FAIL" if abs(apart) >= CLOCK_FAIL else "warn",
+        f"this machine's clock and the store's are {abs(apart):,.0f} s apart",
         "Set this machine's clock by NTP (`timedatectl set-ntp true`); signed requests and "
         "restores to a time depend on it.",
     )

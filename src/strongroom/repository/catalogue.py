@@ -77,6 +77,8 @@ class Snapshot:
     problems: int
     writer: str
     labels: Mapping[str, str] = field(default_factory=dict)
+    log: Mapping[str, str] = field(default_factory=dict)
+    """Of a physical backup: `system_id`, `start_lsn`, `wal_segment_size`; else empty."""
 
     @property
     def name(self) -> str:
@@ -103,6 +105,7 @@ class Snapshot:
             "problems": self.problems,
             "writer": self.writer,
             "labels": dict(self.labels),
+            **({"log": dict(self.log)} if self.log else {}),
         }
 
     @staticmethod

@@ -47,6 +47,7 @@ from strongroom.progress import Progress
 from strongroom.repository import identity, keyring
 from strongroom.repository.catalogue import Catalogue, Refs, Snapshot
 from strongroom.repository.check_wal import WalCheck
+from strongroom.repository.fates import PREFIX, Fates
 from strongroom.repository.footers import footers, read_footer
 from strongroom.repository.index import ABSENT, Index
 from strongroom.repository.reader import ChunkReader, SnapshotReader
@@ -209,6 +210,7 @@ class Checker:
     def _records(self, report: Report, commits: Iterable[str]) -> None:
         self._identity(report)
         self._slots(report)
+        self._fates(report)
         for name in sorted(commits, key=lambda name: name.rsplit("/", 1)[-1]):
             lost = [name.rsplit("-", 1)[-1]]
             self._try(report, name, self._open_snapshot, hurt=lost)
@@ -223,6 +225,17 @@ class Checker:
                     self._try(report, name, opener)
             if name.split("/", 1)[0] not in _FOLDERS:
                 report.notes.append(f"{name} is not an object of the repository")
+
+    def _fates(self, report: Report) -> None:
+        """Decisions about backups: one that does not open keeps its backup for ever."""
+        try:
+            for fate in Fates(self._catalogue).read().values():
+                if fate.damaged:
+                    hurt = [fate.snapshot.rsplit("-", 1)[-1]]
+                    reason = f"what was decided of {hurt[0]} is damaged: {fate.damaged}"
+                    report.findings.append(Finding(0, fate.snapshot, reason, hurt))
+        except OUT_OF_REACH as fault:
+            self._miss(report, PREFIX, fault)
 
     def _look_at_wal(self, report: Report) -> None:
         def found(name: str, reason: str) -> None:
@@ -413,8 +426,8 @@ class Checker:
                 reason += "A prune took it for a run that had died: its contents are given up"
             elif name in held:
                 reason += (
-                    "It cannot be restored, but its refs still hold its contents: bring the"
-                    " record back from a copy of the repository before the next prune"
+                    "It cannot be restored, but its refs still hold its contents, and prunes spare"
+                    " them: bring the record back from a copy of the repository"
                 )
             else:
                 reason += (
@@ -743,7 +756,7 @@ class Checker:
 
 _FOLDERS = {
     "strongroom.json", "keys", "packs", "trees", "index", "refs", "snapshots", "sessions", "gc",
-    "wal", "audit", "probe",
+    "wal", "audit", "probe", "fates",
 }  # fmt: skip
 
 

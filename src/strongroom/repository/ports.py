@@ -120,12 +120,16 @@ class Session(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Taken:
-    """What a source put into a session."""
+    """What a source put into a session.
+
+    `facts` only readers open; `log` stands in the commit record: which log a prune must leave for it.
+    """
 
     files: int
     size: int
     facts: Mapping[str, Any] = field(default_factory=dict)
     problems: Sequence[Problem] = ()
+    log: Mapping[str, str] = field(default_factory=dict)
 
 
 class Source(Protocol):

@@ -206,6 +206,7 @@ class WriteSession:
             problems=len(taken.problems),
             writer=self._keyset.writer_name,
             labels=labels,
+            log=taken.log,
         )
         frames = self._index.references(self._relied)
         if self._last_sequence:

@@ -40,6 +40,7 @@ from strongroom.format.segment import SessionRow
 from strongroom.format.wal import (
     Fork,
     SegmentFacts,
+    SegmentName,
     WalKind,
     lsn_text,
     parse_history,
@@ -346,6 +347,42 @@ class WalStore:
             done += len(batch)
         return done
 
+    def older(self, system_id: int, before: int, segment_size: int) -> list[Entry]:
+        """The files of a system, on every timeline, of which no byte is at or behind `before`.
+
+        Segments, parts of them and labels. Histories, gaps and conflicts stay for ever.
+        """
+        found = []
+        for entry in self._storage.list(f"{walfile.PREFIX}{walfile.system_text(system_id)}/"):
+            place = _place(entry.name)
+            if place is None or place.sort not in ("file", "parts"):
+                continue
+            if place.name.endswith(".history"):
+                continue
+            if SegmentName.parse(place.name[:24], segment_size).end <= before:
+                found.append(entry)
+        return found
+
+    def forget(self, system_id: int, files: Sequence[Entry]) -> None:
+        """Delete files that `older` gave; only for a prune. First the summaries that name them.
+
+        Oldest first, so that what is left when it stops is without a hole.
+        """
+        last: dict[int, str] = {}
+        for entry in files:
+            place = walfile.parse_object(entry.name)
+            last[place.timeline] = max(last.get(place.timeline, ""), place.name)
+        for timeline, name in last.items():
+            below = f"{walfile.folder(system_id, timeline)}summaries/"
+            self._storage.delete(
+                sorted(
+                    entry.name
+                    for entry in self._storage.list(below)
+                    if entry.name.removeprefix(below)[:24] <= name
+                )
+            )
+        self._storage.delete(sorted((entry.name for entry in files), key=_position))
+
     # -- sealing ---------------------------------------------------------------------------
 
     def _seal(
@@ -650,6 +687,12 @@ class _Found:
             self.conflicts[place.timeline].append(entry)
         elif place.sort == "summaries":
             self.summaries[place.timeline].append(entry)
+
+
+def _position(name: str) -> tuple[str, str]:
+    """Order of the log, whatever the timeline."""
+    last = name.rsplit("/", 1)[-1]
+    return last[8:], last
 
 
 def _place(name: str) -> walfile.Place | None:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import calendar
 import re
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta, tzinfo
 
 _SECONDS = {"s": 1, "min": 60, "h": 3600, "d": 86400, "w": 604800}
 _MONTHS = {"month": 1, "y": 12}
@@ -54,6 +54,24 @@ class Duration:
             )
         except OverflowError:
             raise ValueError("before the year 1") from None
+
+    def after(self, moment: datetime, zone: tzinfo = UTC) -> datetime:
+        """The moment this span later, in UTC: months by the calendar of `zone`, then seconds.
+
+        A day that month does not have becomes the first moment of the next one, so that what is
+        promised for twelve months from 29 February is never a day short of them.
+        """
+        local = moment.astimezone(zone)
+        year, month = divmod(local.year * 12 + local.month - 1 + self.months, 12)
+        try:
+            if local.day <= calendar.monthrange(year, month + 1)[1]:
+                local = local.replace(year=year, month=month + 1, day=local.day)
+            else:
+                year, month = divmod(year * 12 + month + 1, 12)
+                local = datetime(year, month + 1, 1, tzinfo=zone)
+            return local.astimezone(UTC) + timedelta(seconds=self.seconds)
+        except (ValueError, OverflowError, IndexError):
+            raise ValueError("after the year 9999") from None
 
     def __str__(self) -> str:
         """The span as it would be written: "12 months", "1d 12h"."""

@@ -11,13 +11,17 @@ from strongroom.errors import Damaged, StrongroomError
 _DEFAULT = Everywhere()
 
 
-def list_snapshots(source: str | None = None, /, *, everywhere: Everywhere = _DEFAULT) -> int:
+def list_snapshots(
+    source: str | None = None, /, *, expired: bool = False, everywhere: Everywhere = _DEFAULT
+) -> int:
     """List backups, oldest first.
 
     Parameters
     ----------
     source
         Only those of this source.
+    expired
+        Those that were expired and can still be brought back (`undelete`), instead.
     """
     from strongroom.operations import browse  # noqa: PLC0415 -- numpy behind it
 
@@ -25,14 +29,14 @@ def list_snapshots(source: str | None = None, /, *, everywhere: Everywhere = _DE
     with desk.repository() as repository:
         listing = browse.list_snapshots(repository, source)
     damaged = [{"object": each.name, "reason": each.reason} for each in listing.damaged]
-    desk.output.document(
-        "snapshots",
-        {"snapshots": list(map(snapshot_body, listing.snapshots)), "damaged": damaged},
-    )
-    if listing.snapshots:
-        desk.output.table(SNAPSHOT_HEAD, list(map(snapshot_row, listing.snapshots)), SNAPSHOT_SIDES)
+    shown = listing.expired if expired else listing.snapshots
+    bodies = [snapshot_body(one, listing.fates.get(one.name)) for one in shown]
+    desk.output.document("snapshots", {"snapshots": bodies, "damaged": damaged})
+    if shown:
+        desk.output.table(SNAPSHOT_HEAD, list(map(snapshot_row, shown)), SNAPSHOT_SIDES)
     elif not damaged:
-        desk.output.note(f"There is no backup{f' of {show_text(source)}' if source else ''} yet.")
+        word = "expired backup" if expired else "backup"
+        desk.output.note(f"There is no {word}{f' of {show_text(source)}' if source else ''} yet.")
     if not damaged:
         return 0
     desk.output.error_lines(_damaged(damaged))

@@ -91,6 +91,14 @@ class PhysicalFacts:
     notes: Mapping[str, Any] = field(default_factory=dict)
     """What is worth telling and nothing relies on: counts of files skipped as unchanged and such."""
 
+    def log(self) -> dict[str, str]:
+        """Which log the backup needs, for its commit record: a prune reads it without these facts."""
+        return {
+            "system_id": str(self.system_id),
+            "start_lsn": lsn_text(self.start_lsn),
+            "wal_segment_size": str(self.wal_segment_size),
+        }
+
     def as_json(self) -> dict[str, Any]:
         """As JSON values."""
         return {

@@ -385,7 +385,7 @@ class LocalSource:
         facts = self._facts(listing, stopped, kept.paths, bad, wal, run)
         files = [entry for entry in entries if entry.kind is Kind.FILE]
         size = sum(entry.size for entry in files)
-        return Taken(len(files), size, facts.as_json(), tuple(run.problems))
+        return Taken(len(files), size, facts.as_json(), tuple(run.problems), facts.log())
 
     @staticmethod
     def _bad_pages(stopped: Stopped, run: _Run) -> tuple[BadPage, ...]:

@@ -618,7 +618,7 @@ def _tree(taking: _Taking, backup: BaseBackup, facts: PhysicalFacts) -> Taken:
         taking.session.tree.add(entry)
     files = [entry for entry in entries if entry.kind is Kind.FILE]
     total = sum(entry.size for entry in files)
-    return Taken(len(files), total, facts.as_json(), tuple(taking.problems))
+    return Taken(len(files), total, facts.as_json(), tuple(taking.problems), facts.log())
 
 
 __all__ = ["StreamSource"]

@@ -1,0 +1,1 @@
+"""Ways to tell somebody: each takes a message, or raises NotTold."""

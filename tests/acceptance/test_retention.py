@@ -1,0 +1,120 @@
+"""keep, expire, undelete, prune: what a person sees of them."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+from acceptance.conftest import CONFIG, Desk, tree_of
+
+TWO = CONFIG.replace(', keep = "30d"', "") + "retention = {{ last = 2 }}\n"
+
+
+@pytest.fixture
+def four(filled: Desk) -> tuple[Desk, list[str]]:
+    """Four backups, each with a file that no other has; two are to stay."""
+    desk = filled
+    desk.configure(TWO)
+    ids = []
+    for number in range(4):
+        (desk.vault / "alone.bin").write_bytes(os.urandom(2_000_000))
+        body = desk.run("backup", "vault", "--label", f"n={number}", "--json").result
+        ids.append(body["backups"][0]["snapshot"]["id"])
+    return desk, ids
+
+
+def ids_of(desk: Desk, *words: str) -> list[str]:
+    return [one["id"] for one in desk.run("list", *words, "--json").document["snapshots"]]
+
+
+def packs(desk: Desk) -> int:
+    return sum(path.stat().st_size for path in (desk.repository / "packs").rglob("*"))
+
+
+def test_what_goes_goes_in_two_steps_and_comes_back_after_the_first(
+    four: tuple[Desk, list[str]],
+) -> None:
+    desk, ids = four
+    before = packs(desk)
+    planned = desk.run("expire", "--dry-run").text
+    assert planned.startswith("vault: 2 stay, 2 would go\n")
+    assert planned.count("no rule keeps it") == 2 and "last 1 of 2" in planned
+    assert ids_of(desk) == ids
+    desk.run("keep", "vault", ids[0][:8], "--why", "the auditor asked")
+    (held, *_) = desk.run("list", "--json").document["snapshots"]
+    assert (held["held"], held["held_until"]) == (True, None)
+    said = desk.run("expire", "vault").text
+    assert "held for good: the auditor asked" in said
+    assert ids_of(desk) == [ids[0], *ids[2:]]
+    assert ids_of(desk, "--expired") == [ids[1]]
+    assert desk.run("restore", "vault", "--backup", ids[1], "--to", "x", status=5)
+    # Nothing is lost yet: it comes back, and is as it was.
+    desk.run("undelete", "vault", ids[1][:8])
+    assert ids_of(desk) == ids
+    desk.run("restore", "vault", "--backup", ids[1], "--to", "back")
+    desk.run("keep", "vault", ids[0], "--release")
+    desk.run("expire")
+    assert ids_of(desk) == ids[2:]
+    assert packs(desk) == before
+    planned = desk.run("prune", "--dry-run", "--json").result
+    assert len(planned["swept"]) == 2 and planned["freed"] > 3_000_000
+    assert packs(desk) == before
+    done = desk.run("prune", "--json").result
+    assert (done["freed"], done["kept"]) == (planned["freed"], [])
+    assert packs(desk) < before - 3_000_000
+    assert desk.run("undelete", "vault", ids[1], status=5).code == "not-found"
+    assert "no damage found" in desk.run("check", "--read-data").text
+    desk.run("restore", "vault", "--to", "now")
+    assert tree_of(desk.root / "now") == tree_of(desk.vault)
+    again = desk.run("prune", "--live", "1", "--json").result
+    assert (again["packs"]["deleted"], again["waste"]) == (0, 0)
+    (last,) = desk.run("backup", "vault", "--json").result["backups"]
+    assert last["snapshot"]["new_size"] < 1000  # what it says of itself
+
+
+def test_a_vault_that_is_suddenly_empty_deletes_nothing(four: tuple[Desk, list[str]]) -> None:
+    desk, ids = four
+    (desk.vault / "alone.bin").unlink()
+    desk.run("backup", "vault")
+    done = desk.run("expire", status=4)
+    assert "where 2.2 MiB were usual" in done.stderr
+    assert "nothing is deleted now; otherwise it would go" in done.text
+    assert ids_of(desk)[:4] == ids and ids_of(desk, "--expired") == []
+
+
+def test_a_prune_needs_no_key_that_opens_data(four: tuple[Desk, list[str]]) -> None:
+    desk, ids = four
+    desk.run("key", "add", "pruner", "--role", "writer", "--new-key-file", "writer.key")
+    desk.run("expire")
+    environ = {"STRONGROOM_PASSPHRASE": ""}
+    lines = [line for line in TWO.splitlines() if not line.startswith("passphrase")]
+    desk.configure("\n".join(lines))
+    done = desk.run("--key-file", "writer.key", "prune", "--json", env=environ).result
+    assert len(done["swept"]) == 2
+    desk.configure(TWO)
+    assert "no damage found" in desk.run("check", "--read-data").text
+    assert ids_of(desk) == ids[2:]
+
+
+def test_without_a_rule_everything_stays(filled: Desk) -> None:
+    filled.configure(CONFIG.replace(', keep = "30d"', ""))
+    filled.run("backup", "vault")
+    filled.run("backup", "vault")
+    assert "no retention is configured: everything stays" in filled.run("expire").text
+    assert "2 stay, 0 go" in filled.run("expire").text
+
+
+@pytest.mark.parametrize(
+    ("until", "says"),
+    [
+        ("yesterday", "neither a date nor a span of time"),
+        ("2020-01-01", "is over"),
+        ("2099-01-01T10:00", "does not say in which zone"),
+        ("10m", "neither"),
+    ],
+)
+def test_a_hold_needs_a_moment_to_come(filled: Desk, until: str, says: str) -> None:
+    filled.run("backup", "vault")
+    done = filled.run("keep", "vault", "latest", "--until", until, status=2)
+    assert says in done.stderr
