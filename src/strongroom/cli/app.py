@@ -41,6 +41,11 @@ VERBS: dict[tuple[str, ...], tuple[str, Group]] = {
     ("key", "list"): ("key:list_keys", MANAGE),
     ("key", "add"): ("key:add", MANAGE),
     ("key", "remove"): ("key:remove", MANAGE),
+    ("serve",): ("schedule:serve", AUTOMATION),
+    ("run-due",): ("schedule:run_due", AUTOMATION),
+    ("schedule", "cron"): ("units:cron", AUTOMATION),
+    ("schedule", "systemd"): ("units:systemd", AUTOMATION),
+    ("schedule", "kubernetes"): ("units:kubernetes", AUTOMATION),
     ("wal", "push"): ("wal:push", AUTOMATION),
     ("wal", "fetch"): ("wal:fetch", AUTOMATION),
     ("wal", "daemon"): ("wal:daemon", AUTOMATION),
@@ -56,11 +61,17 @@ NOUNS = {
     "source": "Sources: what is backed up.",
     "repository": "The repository: where the backups rest.",
     "key": "Keys: who opens the repository.",
+    "schedule": "What makes the jobs run: lines and units to install.",
     "wal": "The write-ahead log: what PostgreSQL runs, and how far it is archived.",
     "config": "The configuration.",
 }
 # Commands that may take long: with --json they print lines, the last of type "result".
-LONG = frozenset({"backup", "restore", "check", "demo", "export", "import", "table", "prune"})
+LONG = frozenset(
+    {
+        "backup", "restore", "check", "demo", "export", "import", "table", "prune", "run-due",
+        "serve",
+    }
+)  # fmt: skip
 
 
 def build() -> App:

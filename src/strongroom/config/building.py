@@ -24,6 +24,7 @@ from strongroom.config.model import (
     Commands,
     Configuration,
     FilesTable,
+    JobTable,
     PostgresTable,
     SourceTable,
 )
@@ -81,12 +82,14 @@ def _value(kind: type[Struct], field: FieldInfo, value: Any, at: Key, faults: li
     wanted = _unwrap(field.type)
     if at == ("source",):
         return _sources(value, faults)
+    if at == ("schedule", "job"):
+        return _jobs(value, faults)
     if isinstance(wanted, type) and issubclass(wanted, Struct):
         return _table(wanted, value, at, faults)
     try:
-        if wanted in READERS:
-            return _read_text(wanted, value)
-        converted = msgspec.convert(value, field.type)
+        converted = (
+            _read_text(wanted, value) if wanted in READERS else msgspec.convert(value, field.type)
+        )
         if (kind, field.name) in CHECKS:
             CHECKS[kind, field.name](converted)
         return converted
@@ -124,6 +127,20 @@ def _source(name: str, table: Any, faults: list[Fault]) -> Any:
         faults.append(Fault((*at, "type"), f"must be {choices}{hint}"))
         return _MISSING
     return _table(_SOURCE_KINDS[kind], table, at, faults)
+
+
+def _jobs(value: Any, faults: list[Fault]) -> Any:
+    if not isinstance(value, Mapping):
+        faults.append(Fault(("schedule", "job"), "must hold one table a job, [schedule.job.NAME]"))
+        return _MISSING
+    for name in value:
+        if not SOURCE_NAME.fullmatch(name):
+            text = "a job's name is up to 64 letters, digits, `.`, `_`, `-`, the first no sign"
+            faults.append(Fault(("schedule", "job", name), text))
+    return {
+        name: _table(JobTable, table, ("schedule", "job", name), faults)
+        for name, table in value.items()
+    }
 
 
 def _read_text(wanted: type, value: Any) -> Any:

@@ -89,7 +89,7 @@ class Cron:
 
     def previous(self, at: datetime, zone: tzinfo) -> datetime:
         """The last moment not later than `at`; OverflowError before the year 1."""
-        return next(self._backward(at, zone))
+        return next(self.backward(at, zone))
 
     def between(self, after: datetime, until: datetime, zone: tzinfo) -> Iterator[datetime]:
         """Every moment later than `after` and not later than `until`, in order."""
@@ -114,7 +114,8 @@ class Cron:
                     yield moment
         raise OverflowError("no such moment within forty years")
 
-    def _backward(self, at: datetime, zone: tzinfo) -> Iterator[datetime]:
+    def backward(self, at: datetime, zone: tzinfo) -> Iterator[datetime]:
+        """Every moment not later than `at`, the last one first."""
         first, limit = at.astimezone(zone).date() + _NEAR * _DAY, at.astimezone(UTC)
         found: set[datetime] = set()
         for number in range(_HORIZON):
