@@ -424,12 +424,6 @@ def check_env(env: Mapping[str, str]) -> None:
         )
 
 
-def check_span(span: Duration) -> None:
-    """ValueError for a span that is not one."""
-    if span.approximate_seconds < 1:
-        raise ValueError("must be a second or longer")
-
-
 # What a value must satisfy besides being of its kind.
 CHECKS: Mapping[tuple[type[Struct], str], Callable[[Any], None]] = {
     (Command, "env"): check_env,
@@ -448,9 +442,6 @@ CHECKS: Mapping[tuple[type[Struct], str], Callable[[Any], None]] = {
     (JobTable, "argv"): check_argv,
     (ScheduleTable, "check"): check_schedule,
     (ScheduleTable, "expire"): check_schedule,
-    (ScheduleTable, "check_budget"): check_span,
-    (ScheduleTable, "grace"): check_span,
-    (ScheduleTable, "lease"): check_span,
 }
 
 # Text values that are parsed here; everything else is a plain TOML value.

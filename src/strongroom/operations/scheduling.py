@@ -113,7 +113,7 @@ class Runner(Protocol):
     """Runs one command line of this program."""
 
     def __call__(
-        self, argv: Sequence[str], verdict: Verdict, sign: Callable[[], bool], every: float
+        self, argv: Sequence[str], verdict: Verdict, sign: Callable[[], bool], every: float, /
     ) -> int:
         """Run it and return its exit status. `sign` is to be called every so many seconds; it
         answers False when the run is to be stopped."""

@@ -17,7 +17,17 @@ from strongroom.cli.names import show_text
 from strongroom.cli.output import error_body
 from strongroom.cli.records import show_moment
 from strongroom.cli.watch import Watch
-from strongroom.errors import Busy, NotFound, StrongroomError, UsageError
+from strongroom.errors import (
+    Busy,
+    Damaged,
+    Incomplete,
+    KeyRefused,
+    NotFound,
+    Refused,
+    StrongroomError,
+    Unreachable,
+    UsageError,
+)
 from strongroom.rules.schedule import Job, State, Verdict, worst
 from strongroom.rules.times import show_time
 
@@ -26,7 +36,9 @@ if TYPE_CHECKING:
     from strongroom.repository.repository import Repository
 
 _POLL = 300.0  # seconds: so often `serve` looks whether a job's host died, or clocks were set
+PROMISE_MISSED = 10
 _AGAIN = 60.0  # seconds after which it looks again when the repository did not answer
+_KINDS = (UsageError, Incomplete, Refused, NotFound, Busy, Unreachable, KeyRefused, Damaged)
 _DEFAULT = Everywhere()
 
 
@@ -66,10 +78,13 @@ def run_due(
     with Watch(wiring.steady) as watch:
         done = [*_run_all(desk, jobs, watch, grace=0.0)]
         watch.check()
-    status = worst(one["exit"] for one in done)
-    desk.output.event("result", {"verb": "run-due", "exit": status, "jobs": done})
     if not done:
         desk.output.note("nothing is due")
+    status = worst(one["exit"] for one in done)
+    fault = _fault(done, status)
+    if fault is not None:
+        return desk.output.finish("run-due", {"jobs": done}, fault)
+    desk.output.event("result", {"verb": "run-due", "exit": status, "jobs": done})
     return status
 
 
@@ -164,6 +179,10 @@ def _run_all(
     """Run what is due, judged anew after each job; yield a document for each that was tried."""
     tried: set[str] = set()
     with _opened(desk) as repository:
+        if not repository.identity.capabilities.put_if_absent:
+            desk.output.warning(
+                "this store cannot tell which of two hosts was first: let one host alone run jobs"
+            )
         while watch.stop is None:
             verdicts = _judge(desk, repository, jobs)
             if not tried:
@@ -230,6 +249,19 @@ def _run_one(
         body["error"] = error_body(fault)
     desk.output.event("job-end", body)
     return body
+
+
+def _fault(done: Sequence[dict[str, Any]], status: int) -> StrongroomError | None:
+    """The failure of several jobs as one, of the kind of the worst; each was told when it ended."""
+    if status in (0, PROMISE_MISSED):
+        return None
+    bad = [f"{one['job']} (exit {one['exit']})" for one in done if one["exit"] == status]
+    kinds = {kind.exit_status: kind for kind in _KINDS}
+    return kinds.get(status, StrongroomError)(
+        f"{len(bad)} of {len(done)} jobs ended badly: {', '.join(bad)}.",
+        means="What each means is said above; the other jobs did what they were to do.",
+        do="Mend what is said above; `strongroom run-due --list` says when each is tried again.",
+    )
 
 
 def _handed_on(flags: Everywhere) -> list[str]:
