@@ -100,7 +100,7 @@ def _held(told: Told) -> Held:
     return Held(
         told.due,
         number=told.number,
-        tries=told.number - told.early,
+        tries=told.number - told.idle,
         host=told.host,
         alive=told.alive,
         outcome=told.outcome,

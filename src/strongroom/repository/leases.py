@@ -6,8 +6,9 @@
     leases/<job>/<utc due>/<n>.look-<hex>   somebody looked whether it lives
 
 A host that died gives no sign any more, and the next number is taken. How old a sign is, the store's
-clock says: of the sign, and of a look that is put now. A host that was only asleep finds the next
-number when it gives its next sign, and stops.
+clock says: of the sign, and of a look that is put now. A host that was only asleep puts its sign and
+then looks for the next number; who takes that puts it and then looks for a sign. So one sees the other,
+and gives way.
 
 Rule: nothing here deletes; `old_leases` says what a prune may.
 """
@@ -32,6 +33,8 @@ from strongroom.storage.base import Entry, Storage
 PREFIX = "leases/"
 KEPT = timedelta(days=7)
 """So long leases stay after the newest one."""
+NOT_RUN = ("early", "yielded")
+"""Outcomes of leases under which nothing was run: taken before their time, or from who lives."""
 _SLACK = 60.0  # seconds by which a client's clock may be ahead of the store's
 _RECENT = 3  # times of a job that are read, besides those without an end
 _NAME = re.compile(
@@ -55,12 +58,12 @@ class Lease:
 
 @dataclass(frozen=True, slots=True)
 class Told:
-    """What is stored of one time of a job: its last lease, the `number`th; `early` of those before
-    it were taken before their time. `signed`: the store's time of its last sign of life."""
+    """What is stored of one time of a job: its last lease, the `number`th; under `idle` of them
+    nothing was run. `signed`: the store's time of its last sign of life."""
 
     due: datetime
     number: int
-    early: int
+    idle: int
     host: str
     signed: float | None
     outcome: str
@@ -117,27 +120,41 @@ class Leases:
         try:
             self._put(lease.name, body)
         except AlreadyExists:
-            raise Busy(
-                f"Another host runs {job} of {utc_text(due)}.",
-                means="It is not run twice.",
-                do="Nothing; `strongroom run-due --list` says how it goes.",
-            ) from None
-        stored = self._modified(lease.name)
-        if stored is not None and stored + _SLACK < due.timestamp():
+            raise _elsewhere(lease) from None
+        self._look_again(lease)
+        return lease
+
+    def _look_again(self, lease: Lease) -> None:
+        """What can only be seen once the lease is put: the store's time of it, and the others'."""
+        folder = f"{PREFIX}{lease.job}/{utc_text(lease.due)}/"
+        numbers = _times(self._storage.list(folder))[lease.due]
+        stored = numbers[lease.number].signed
+        if stored is not None and stored + _SLACK < lease.due.timestamp():
             self.end(lease, outcome="early", exit=Refused.exit_status)
-            ahead = due.timestamp() - stored
+            ahead = lease.due.timestamp() - stored
             raise Refused(
-                f"The clock of this machine is ahead of the store's: {job} is due in {ahead:.0f} s.",
+                f"The clock of this machine is ahead of the store's: {lease.job} is due in "
+                f"{ahead:.0f} s.",
                 means="Nothing was run.",
                 do="Set the clock of this machine, or of the store.",
             )
-        return lease
+        before = numbers.get(lease.number - 1)
+        lives = (
+            before is not None
+            and not before.ended
+            and before.signed is not None
+            and stored is not None
+            and stored - before.signed <= self._limit
+        )
+        if lives or max(numbers) > lease.number:
+            self.end(lease, outcome="yielded", exit=Busy.exit_status)
+            raise _elsewhere(lease)
 
     def sign(self, lease: Lease, count: int) -> bool:
         """Give the `count`th sign of life; False when the lease was lost to another host."""
         self._put(f"{lease.name}.{count}", self._time())
         following = Lease(lease.job, lease.due, lease.number + 1).name
-        return self._modified(following, missing=True) is None
+        return self._entry(following) is None
 
     def end(self, lease: Lease, *, outcome: str, exit: int) -> None:
         """Say how it ended."""
@@ -151,8 +168,8 @@ class Leases:
     def _told(self, numbers: Mapping[int, _Number]) -> Told:
         last = numbers[max(numbers)]
         end = self._open(f"{last.lease.name}.end") if last.ended else {}
-        early = sum(
-            self._open(f"{one.lease.name}.end").get("outcome") == "early"
+        idle = sum(
+            self._open(f"{one.lease.name}.end").get("outcome") in NOT_RUN
             for one in numbers.values()
             if one.ended and one is not last
         )
@@ -162,7 +179,7 @@ class Leases:
         return Told(
             last.lease.due,
             last.lease.number,
-            early + (end.get("outcome") == "early"),
+            idle + (end.get("outcome") in NOT_RUN),
             str(self._open(last.lease.name).get("host", "")),
             last.signed,
             str(end.get("outcome", "")),
@@ -179,8 +196,8 @@ class Leases:
             return True
         look = f"{last.lease.name}.look-{self._catalogue.token()}"
         self._put(look, self._time())
-        seen = self._modified(look)
-        return seen is None or seen - signed <= self._limit
+        seen = self._entry(look)
+        return seen is None or seen.modified is None or seen.modified - signed <= self._limit
 
     def _open(self, name: str) -> dict[str, Any]:
         """A record of a lease; empty where it does not open: then its name alone counts."""
@@ -191,12 +208,8 @@ class Leases:
             return {}
         return body if isinstance(body, dict) else {}
 
-    def _modified(self, name: str, *, missing: bool = False) -> float | None:
-        """The store's time of an object; None where it tells none, or, if `missing`, has none."""
-        for entry in self._storage.list(name):
-            if entry.name == name:
-                return entry.modified if not missing else (entry.modified or 0.0)
-        return None
+    def _entry(self, name: str) -> Entry | None:
+        return next((one for one in self._storage.list(name) if one.name == name), None)
 
     def _put(self, name: str, body: Mapping[str, Any]) -> None:
         catalogue = self._catalogue
@@ -205,6 +218,14 @@ class Leases:
 
     def _time(self) -> dict[str, str]:
         return {"time": self._seams.now().isoformat()}
+
+
+def _elsewhere(lease: Lease) -> Busy:
+    return Busy(
+        f"Another host runs {lease.job} of {utc_text(lease.due)}.",
+        means="It is not run twice.",
+        do="Nothing; `strongroom run-due --list` says how it goes.",
+    )
 
 
 def old_leases(storage: Storage) -> list[str]:

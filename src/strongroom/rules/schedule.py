@@ -34,8 +34,7 @@ ATTEMPTS = 3
 """So often one time is tried, where whoever took it died, was stopped, or reached nothing."""
 AGAIN_AFTER = timedelta(minutes=10)
 """So long after a try that reached nothing the next one waits."""
-EARLY = "early"
-"""The outcome of a lease that was taken before its time, by a clock that is ahead of the store's."""
+_NOT_RUN = ("early", "yielded")  # outcomes of leases under which nothing was run
 _AGAIN = (6, 7)  # exit statuses that may be another in a while: busy, unreachable
 _LEFT_SOMETHING = ("done", "incomplete")
 _COUNTED = 1000  # missed times are counted so far, and not further
@@ -119,7 +118,7 @@ class Held:
         """Whether this time is not to be tried again."""
         if self.alive or self.tries >= ATTEMPTS:
             return not self.alive
-        return self.outcome not in ("", EARLY, "interrupted") and self.exit not in _AGAIN
+        return self.outcome not in ("", "interrupted", *_NOT_RUN) and self.exit not in _AGAIN
 
 
 class State(Enum):
@@ -290,8 +289,10 @@ def _before(held: Held | None) -> list[str]:
     if held is None:
         return []
     where = f" on {held.host}" if held.host else ""
-    if held.outcome == EARLY:
+    if held.outcome == "early":
         return [f"the clock{where} was ahead of the store's"]
+    if held.outcome == "yielded":
+        return [f"try {held.number}{where} gave way to another host"]
     if not held.outcome:
         return [f"try {held.number}{where} gave no sign of life for too long"]
     return [f"try {held.number}{where} ended: {held.outcome}, exit {held.exit}"]
