@@ -247,12 +247,12 @@ def kubernetes(jobs: Sequence[Job], setting: Setting, *, image: str) -> str:
     head.append(
         "# Folders that are backed up are volumes of your own: add them where they are read."
     )
-    documents = [_cron_job(job.name, _fields(job.cron), setting, image) for job in jobs]
+    documents = [_cron_job(job.name, fields(job.cron), setting, image) for job in jobs]
     documents.append(_cron_job("all", f"{CATCH_UP_MINUTE} * * * *", setting, image))
     return "\n".join(head) + "\n---\n" + "---\n".join(documents)
 
 
-def _fields(cron: Cron) -> str:
+def fields(cron: Cron) -> str:
     """Five fields as Kubernetes reads them: numbers only, Sunday is 0, and a day that either day
     field names, unless one is "*". Where that cannot say it, more often than needed."""
 
@@ -269,7 +269,7 @@ def _fields(cron: Cron) -> str:
     return f"{minutes} {hours} {days} {listed(cron.months, 1, 12)} {weekdays}"
 
 
-def _object_name(job: str) -> str:
+def object_name(job: str) -> str:
     """A name that Kubernetes takes: lower case, 52 characters at most, of one job only."""
     plain = "strongroom-" + re.sub(r"[^a-z0-9]+", "-", job.lower()).strip("-")
     if plain == "strongroom-" + job and len(plain) <= 52:
@@ -295,7 +295,7 @@ def _cron_job(job: str, schedule: str, setting: Setting, image: str) -> str:
         "apiVersion: batch/v1",
         "kind: CronJob",
         "metadata:",
-        f"  name: {_object_name(job)}",
+        f"  name: {object_name(job)}",
         "  labels: {app.kubernetes.io/name: strongroom}",
         "spec:",
         f"  schedule: {text(schedule)}",
