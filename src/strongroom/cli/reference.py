@@ -26,11 +26,13 @@ from strongroom.config.model import (
     Configuration,
     FilesRunbook,
     FilesTable,
+    JobTable,
     PostgresRunbook,
     PostgresTable,
     Promise,
     RepositoryTable,
     Retention,
+    ScheduleTable,
     json_schema,
 )
 from strongroom.config.places import search_path
@@ -57,6 +59,8 @@ _TABLES: list[tuple[str, type[Struct]]] = [
     ("[repository]", RepositoryTable),
     ("[repository.s3]", S3),
     ("[artefacts]", ArtefactsTable),
+    ("[schedule]", ScheduleTable),
+    ("[schedule.job.NAME]", JobTable),
     ('[source.NAME], type = "postgres"', PostgresTable),
     ('[source.NAME], type = "files"', FilesTable),
     ("promise", Promise),
