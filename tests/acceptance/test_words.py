@@ -30,6 +30,8 @@ def ready(tmp_path_factory: pytest.TempPathFactory) -> Desk:
     (desk.vault / "a.json").write_text("a")
     desk.run("init", "--quiet")
     desk.run("backup", "vault")
+    text = desk.config.read_text() + 'schedule = "0 2 * * *"\n'
+    (desk.root / "nightly.toml").write_text(text)
     return desk
 
 
@@ -84,6 +86,10 @@ TABLE: list[tuple[list[str], dict[str, str], int, str]] = [
     (["source", "test", "nosuch"], {}, 5, "not-found"),
     (["explain", "nosuch"], {}, 5, "not-found"),
     (["completion", "tcsh"], {}, 2, "usage"),
+    (["run-due"], {}, 2, "usage"),
+    (["run-due", "nosuch", "-c", "nightly.toml"], {}, 5, "not-found"),
+    (["serve"], {}, 2, "usage"),
+    (["schedule", "cron"], {}, 2, "usage"),
     (["config", "check"], {"STRONGROOM_CONFIG": "/no/such"}, 2, "config"),
 ]
 
@@ -101,7 +107,7 @@ def test_exit_status(
     assert "Traceback" not in done.stderr
 
 
-@pytest.mark.parametrize("word", ["serve", "drill", "copy"])
+@pytest.mark.parametrize("word", ["drill", "copy"])
 def test_a_word_that_does_not_exist_yet_is_no_word(ready: Desk, word: str) -> None:
     assert "Unknown command" in ready.run(word, status=2).error_lines[0]
 
@@ -119,6 +125,9 @@ def test_a_word_that_does_not_exist_yet_is_no_word(ready: Desk, word: str) -> No
         (["source", "test", "vault"], "source", {"source", "kind", "report"}),
         (["config", "check"], "config-check", {"file", "sources", "faults"}),
         (["config", "show"], "config", {"file", "values"}),
+        (["schedule", "cron", "-c", "nightly.toml"], "schedule", {"files"}),
+        (["schedule", "systemd", "-c", "nightly.toml"], "schedule", {"files"}),
+        (["schedule", "kubernetes", "-c", "nightly.toml"], "schedule", {"files"}),
         (["explain"], "explain", {"codes"}),
         (["explain", "damaged"], "explain", {"codes"}),
         (["get", "vault:a.json", "-o", "got.json", "--force"], "file", {"entry", "output"}),

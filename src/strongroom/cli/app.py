@@ -43,6 +43,11 @@ VERBS: dict[tuple[str, ...], tuple[str, Group]] = {
     ("key", "add"): ("key:add", MANAGE),
     ("key", "remove"): ("key:remove", MANAGE),
     ("notify", "test"): ("notify:test", MANAGE),
+    ("serve",): ("schedule:serve", AUTOMATION),
+    ("run-due",): ("schedule:run_due", AUTOMATION),
+    ("schedule", "cron"): ("units:cron", AUTOMATION),
+    ("schedule", "systemd"): ("units:systemd", AUTOMATION),
+    ("schedule", "kubernetes"): ("units:kubernetes", AUTOMATION),
     ("wal", "push"): ("wal:push", AUTOMATION),
     ("wal", "fetch"): ("wal:fetch", AUTOMATION),
     ("wal", "receive"): ("wal:receive", AUTOMATION),
@@ -60,6 +65,7 @@ NOUNS = {
     "repository": "The repository: where the backups rest.",
     "key": "Keys: who opens the repository.",
     "notify": "Who is told when something is wrong.",
+    "schedule": "What makes the jobs run: lines and units to install.",
     "wal": "The write-ahead log: what PostgreSQL runs, and how far it is archived.",
     "config": "The configuration.",
 }
@@ -67,7 +73,7 @@ NOUNS = {
 LONG = frozenset(
     {
         "backup", "restore", "check", "demo", "export", "import", "open", "table", "prune",
-        "wal receive",
+        "wal receive", "run-due", "serve",
     }
 )  # fmt: skip
 

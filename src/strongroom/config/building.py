@@ -25,6 +25,7 @@ from strongroom.config.model import (
     Commands,
     Configuration,
     FilesTable,
+    JobTable,
     PagerDutyTable,
     PingTable,
     PostgresTable,
@@ -95,12 +96,14 @@ def _value(kind: type[Struct], field: FieldInfo, value: Any, at: Key, faults: li
     wanted = _unwrap(field.type)
     if len(at) == 1 and at[0] in _KINDS:
         return _named(at[0], value, faults)
+    if at == ("schedule", "job"):
+        return _jobs(value, faults)
     if isinstance(wanted, type) and issubclass(wanted, Struct):
         return _table(wanted, value, at, faults)
     try:
-        if wanted in READERS:
-            return _read_text(wanted, value)
-        converted = msgspec.convert(value, field.type)
+        converted = (
+            _read_text(wanted, value) if wanted in READERS else msgspec.convert(value, field.type)
+        )
         if (kind, field.name) in CHECKS:
             CHECKS[kind, field.name](converted)
         return converted
@@ -136,6 +139,20 @@ def _one(holder: str, name: str, table: Any, faults: list[Fault]) -> Any:
         faults.append(Fault((*at, "type"), f"must be {choices}{hint}"))
         return _MISSING
     return _table(kinds[kind], table, at, faults)
+
+
+def _jobs(value: Any, faults: list[Fault]) -> Any:
+    if not isinstance(value, Mapping):
+        faults.append(Fault(("schedule", "job"), "must hold one table a job, [schedule.job.NAME]"))
+        return _MISSING
+    for name in value:
+        if not SOURCE_NAME.fullmatch(name):
+            text = "a job's name is up to 64 letters, digits, `.`, `_`, `-`, the first no sign"
+            faults.append(Fault(("schedule", "job", name), text))
+    return {
+        name: _table(JobTable, table, ("schedule", "job", name), faults)
+        for name, table in value.items()
+    }
 
 
 def _read_text(wanted: type, value: Any) -> Any:

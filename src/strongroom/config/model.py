@@ -19,6 +19,7 @@ from strongroom.config.secrets import KINDS, Secret, has_password, parse_secret
 from strongroom.files.rclone.tool import check_remote, is_remote
 from strongroom.rules.cron import check_schedule
 from strongroom.rules.durations import Duration, parse_duration
+from strongroom.rules.schedule import check_argv
 
 SOURCE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", re.ASCII)
 _MAIL = re.compile(r"[!-?A-~]+@[A-Za-z0-9.-]+", re.ASCII)
@@ -28,10 +29,11 @@ Jobs: TypeAlias = Annotated[int, Meta(ge=1, le=256)]
 Schedule: TypeAlias = Annotated[
     str | None,
     Meta(
-        description="When it is backed up: five fields as in crontab, in the zone of `timezone`. "
-        "So far it is only kept here and checked; cron or a timer starts the backups."
+        description="When it is backed up: five fields as in crontab, in the zone of `timezone`, "
+        "else UTC. `strongroom serve` or `run-due` does it."
     ),
 ]
+Cron: TypeAlias = Annotated[str, Meta(description="When: five fields as in crontab.")]
 
 
 class Promise(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -66,6 +68,56 @@ class Retention(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
         Annotated[int, Meta(ge=1, le=100_000)],
         Meta(description="So many verified backups stay, whatever else is said."),
     ] = 1
+
+
+class JobTable(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Something else that happens by itself."""
+
+    cron: Cron
+    argv: Annotated[
+        tuple[str, ...],
+        Meta(
+            description="A command line of strongroom, without its name: check, doctor, expire, "
+            "export, list, prune, repository stats, source test, status, wal status.",
+            min_length=1,
+        ),
+    ]
+
+
+class ScheduleTable(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """What happens by itself besides the backups, and how. Nothing does unless it stands here."""
+
+    check: Annotated[
+        str | None,
+        Meta(description='When `check --read-data` runs, for instance "30 4 * * sun".'),
+    ] = None
+    check_budget: Annotated[Duration, Meta(description="How long it reads each time.")] = Duration(
+        seconds=3600
+    )
+    expire: Annotated[
+        str | None,
+        Meta(
+            description='When `expire` and, if that ends well, `prune` run, for instance "0 5 * * *".'
+        ),
+    ] = None
+    job: Annotated[Mapping[str, JobTable], Meta(description="Other jobs, by name.")] = {}
+    catch_up: Annotated[
+        Literal["once", "none"],
+        Meta(
+            description="Whether a job whose time passed while nobody ran it runs once as soon as "
+            "somebody can, or waits for its next time."
+        ),
+    ] = "once"
+    grace: Annotated[
+        Duration,
+        Meta(description="How long `serve` lets a running job go on when it is stopped."),
+    ] = Duration(seconds=600)
+    lease: Annotated[
+        Duration,
+        Meta(
+            description="Without a sign of life for so long, the host that runs a job counts as dead."
+        ),
+    ] = Duration(seconds=1200)
 
 
 class S3(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -404,6 +456,9 @@ class Configuration(Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     ] = None
     repository: Annotated[RepositoryTable, Meta(description="The repository.")] = RepositoryTable()
     artefacts: Annotated[ArtefactsTable, Meta(description="Portable artefacts.")] = ArtefactsTable()
+    schedule: Annotated[
+        ScheduleTable, Meta(description="What happens by itself besides the backups.")
+    ] = ScheduleTable()
     source: Annotated[Mapping[str, SourceTable], Meta(description="The sources, by name.")] = {}
     notify: Annotated[
         Mapping[str, NotifyTable], Meta(description="Who is told, and how, by name.")
@@ -493,6 +548,10 @@ CHECKS: Mapping[tuple[type[Struct], str], Callable[[Any], None]] = {
     (Configuration, "timezone"): check_zone,
     (SmtpTable, "sender"): check_mail,
     (SmtpTable, "to"): check_mail,
+    (JobTable, "cron"): check_schedule,
+    (JobTable, "argv"): check_argv,
+    (ScheduleTable, "check"): check_schedule,
+    (ScheduleTable, "expire"): check_schedule,
 }
 
 # Text values that are parsed here; everything else is a plain TOML value.

@@ -26,7 +26,7 @@ _HEAD = 8 + 12
 TAG = 16
 PAD = 256
 
-SNAPSHOT, TOMBSTONE, REFS, MARK, GC, INDEX, FOOTER, FATE = KINDS = (
+SNAPSHOT, TOMBSTONE, REFS, MARK, GC, INDEX, FOOTER, FATE, LEASE = KINDS = (
     b"snap",
     b"tomb",
     b"refs",
@@ -35,6 +35,7 @@ SNAPSHOT, TOMBSTONE, REFS, MARK, GC, INDEX, FOOTER, FATE = KINDS = (
     b"indx",
     b"foot",
     b"fate",
+    b"leas",
 )
 # Of the WAL: a file, a gap, a conflict, whose it is, a summary.
 WAL, WAL_GAP, WAL_CONFLICT, WAL_SOURCE, WAL_SUMMARY = WAL_KINDS = (

@@ -756,7 +756,7 @@ class Checker:
 
 _FOLDERS = {
     "strongroom.json", "keys", "packs", "trees", "index", "refs", "snapshots", "sessions", "gc",
-    "wal", "audit", "probe", "fates",
+    "wal", "audit", "probe", "fates", "leases",
 }  # fmt: skip
 
 

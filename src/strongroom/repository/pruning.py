@@ -35,6 +35,7 @@ from strongroom.format.segment import FRAME_ROW, Segment, SessionRow, joined
 from strongroom.progress import Progress
 from strongroom.repository.catalogue import Refs
 from strongroom.repository.fates import Fate, Fates
+from strongroom.repository.leases import old_leases
 from strongroom.repository.pipeline import ending
 from strongroom.repository.repository import Repository
 
@@ -177,6 +178,7 @@ class Pruner:
         elif any(name in condemned for _, name in self._packs()):
             self._finish(newest, condemned)  # what could not be read then is tried again
         self._forget_fates()
+        self._storage.delete(old_leases(self._storage))
         return self._done
 
     def _finish(self, generation: int, condemned: frozenset[bytes]) -> None:
