@@ -41,7 +41,16 @@ from strongroom.repository.identity import encode
 from strongroom.repository.keyring import Keyring
 from strongroom.repository.repository import Repository
 from strongroom.storage.base import Buffer
-from strongroom.storage.faulty import CRASHES, ERRORS, LISTS, Crash, Fault, FaultyStorage, Plan, applies
+from strongroom.storage.faulty import (
+    CRASHES,
+    ERRORS,
+    LISTS,
+    Crash,
+    Fault,
+    FaultyStorage,
+    Plan,
+    applies,
+)
 from strongroom.storage.memory import MemoryStorage
 
 
@@ -91,7 +100,7 @@ def test_runs_come_back_in_order_with_the_name_of_who_signed_them() -> None:
 
 
 def test_nothing_yet() -> None:
-    storage, room = filled(0)
+    _, room = filled(0)
     report = AuditLog(room).verify()
     assert report.whole
     assert (report.size, report.roots) == (0, {0: merkle.EMPTY})
@@ -105,7 +114,9 @@ def test_an_append_is_two_small_puts_and_one_get_however_long_the_log_is() -> No
     log = AuditLog(room, storage=faulty)
     log.append(run(300))
     assert [operation.verb for operation in faulty.trace] == ["list", "list", "get", "put", "put"]
-    assert max(len(storage.objects[each.name]) for each in faulty.trace if each.verb == "put") < 4096
+    assert (
+        max(len(storage.objects[each.name]) for each in faulty.trace if each.verb == "put") < 4096
+    )
     log.append(run(301))
     assert [operation.verb for operation in faulty.trace[5:]] == ["put", "put"]
 
@@ -217,8 +228,11 @@ def test_who_has_the_store_and_no_key_is_found_out(
         other = storage.fork()
         tamper(other.objects, number)
         report = again(other).verify()
-        assert report.faults, (tamper, number)
-        assert any(fault.object == leaf(number) or tamper is double for fault in report.faults)
+        told = {fault.object for fault in report.faults}
+        named = leaf((number + 1) % SIZE) if tamper is double else leaf(number)
+        if tamper is drop and number == SIZE - 1:  # the newest: only the checkpoint tells of it
+            named = names.checkpoint_name(SIZE)
+        assert named in told, (tamper, number)
 
 
 @pytest.mark.usefixtures("little_tiles")
@@ -267,7 +281,7 @@ def test_an_older_state_of_all_of_it_is_found_by_a_pin_and_by_nothing_else() -> 
 
 
 def test_a_pin_is_text_that_anybody_can_keep_and_nobody_can_change() -> None:
-    storage, room = filled(5)
+    _, room = filled(5)
     log = AuditLog(room)
     pin = log.checkpoint()
     lines = pin.note.split("\n")
@@ -335,6 +349,7 @@ def test_a_writer_of_another_repository_forges_nothing() -> None:
         catalogue_key=reader_keys().catalogue_key,
     )
     foreign = AuditLog(room)
+    foreign._head = foreign.find_head()
     foreign._keyset = elsewhere
     assert foreign.append(run(3)) == 3
     report = again(storage).verify()
@@ -352,7 +367,7 @@ def test_a_writer_who_rewrites_his_own_leaf_contradicts_the_next_one() -> None:
     storage, room = filled(3)
     mine = AuditLog(room)
     head = audit.Head(1, mine.leaf(1).before)
-    Hostile(storage).put(1, mine._document(run(1, outcome="failed"), head))
+    Hostile(storage).put(1, mine._document(run(1, outcome="failed", writer="origin"), head))
     assert f"{leaf(2)}: it was written behind other leaves" in reasons(again(storage).verify())
 
 

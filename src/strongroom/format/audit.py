@@ -75,6 +75,11 @@ def checkpoint_size(name: str) -> int | None:
     return int(found[1]) if found else None
 
 
+def is_ours(name: str) -> bool:
+    """Whether something of the log has this name."""
+    return any(of(name) is not None for of in (leaf_number, tile_number, checkpoint_size))
+
+
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
     """So many leaves, and the root over them, as a writer signed it; `note` is the text."""

@@ -43,6 +43,7 @@ _RELIST = 8
 _FEW = 32  # leaves of one tile that are read one by one rather than with it
 _READERS = 8
 _TILES_AT_ONCE = 4
+_IS_DAMAGED = " of the audit log is damaged: "
 _OUT_OF_REACH = (Unreachable, StorageDenied)
 _T = TypeVar("_T")
 _U = TypeVar("_U")
@@ -523,7 +524,7 @@ class _Verification:
         elif isinstance(own, _OUT_OF_REACH):
             self._report.unread[name] = own
         elif isinstance(own, StrongroomError):
-            self._find(name, own.what.rstrip(".") + held)
+            self._find(name, _why(own) + held)
         elif isinstance(own, bytes) and kept is not None and own != kept[at]:
             self._find(
                 name,
@@ -538,7 +539,7 @@ class _Verification:
             except Damaged as error:
                 fault = fault or error
         if fault is not None:
-            self._find(name, fault.what.rstrip("."))
+            self._find(name, _why(fault))
         return None
 
     def _document(self, number: int) -> bytes | StrongroomError:
@@ -554,7 +555,7 @@ class _Verification:
         except _OUT_OF_REACH as fault:
             self._report.unread[name] = fault
         except StrongroomError as fault:
-            self._find(name, fault.what.rstrip("."))
+            self._find(name, _why(fault))
         return None
 
     def _compare_checkpoints(self) -> None:
@@ -572,7 +573,7 @@ class _Verification:
             elif isinstance(found, _OUT_OF_REACH):
                 self._report.unread[name] = found
             else:
-                self._find(name, found.what.rstrip("."))
+                self._find(name, _why(found))
 
     def _checkpoint(self, size: int) -> Checkpoint | StrongroomError:
         try:
@@ -606,9 +607,13 @@ def _numbers(number: Callable[[str], int | None], listed: Iterable[str]) -> list
     return [found for found in map(number, listed) if found is not None]
 
 
+def _why(fault: StrongroomError) -> str:
+    return fault.what.rpartition(_IS_DAMAGED)[2].rstrip(".")
+
+
 def _damaged(name: str, why: str) -> Damaged:
     return Damaged(
-        f"{name} of the audit log is damaged: {why}.",
+        f"{name}{_IS_DAMAGED}{why}.",
         means="Backups are untouched. What it told of is not proved any more.",
         do="`strongroom audit verify` tells all; bring the object back from a copy of the repository.",
     )
