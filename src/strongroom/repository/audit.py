@@ -64,6 +64,11 @@ class Leaf:
         return merkle.leaf_hash(self.document)
 
     @property
+    def before_root(self) -> bytes:
+        """The root over all leaves before it, as its writer says."""
+        return merkle.root_of(self.before)
+
+    @property
     def after(self) -> Head:
         """The tree that ends with it, as its writer says."""
         return Head(self.number, self.before).grown(self.hash)
@@ -119,7 +124,8 @@ class Report:
 class AuditLog:
     """The log of one repository. Needs no key that reads data. One instance for one thread.
 
-    `warnings` are contradictions that an append met on its way; `verify` tells them in full.
+    `before` and `head` are the log as the last append met and left it. `warnings` are contradictions that
+    it met on its way; `verify` tells them in full.
     """
 
     def __init__(self, repository: Repository, *, storage: Storage | None = None) -> None:
@@ -133,8 +139,14 @@ class AuditLog:
             for _, keyset in sorted(repository.keys.keysets.items(), reverse=True)
         ]
         self._head: Head | None = None
+        self.before = self.head = Head(0, ())
         self._missing: list[int] = []
         self.warnings: list[str] = []
+
+    @property
+    def repository_id(self) -> str:
+        """Whose log it is, in hex."""
+        return self._keyset.repository.hex()
 
     # -- appending -------------------------------------------------------------------------
 
@@ -159,8 +171,9 @@ class AuditLog:
         else:
             raise Busy(f"The audit log grew {_ATTEMPTS} times while one leaf was to be put.")
         number = head.size
-        self._head = head.grown(merkle.leaf_hash(document))
-        self._put_checkpoint(self._head)
+        self.before, self.head = head, head.grown(merkle.leaf_hash(document))
+        self._head = self.head
+        self._put_checkpoint(self.head)
         if (number + 1) % names.TILE == 0:
             self._missing.append(number // names.TILE)
         self._put_tiles()
