@@ -25,7 +25,9 @@ from strongroom.errors import KeyRefused, NotFound, UsageError
 from strongroom.rules.times import read_time, show_time
 
 if TYPE_CHECKING:
+    from strongroom.format.run import Trigger, Type
     from strongroom.keys.base import KeyHolder
+    from strongroom.operations.recording import Draft, Recorder
     from strongroom.repository.repository import Repository
     from strongroom.storage.base import Storage
 
@@ -42,6 +44,7 @@ class Desk:
         self.flags = flags
         self.environ = dict(os.environ)
         self.output = Output(json=flags.json, quiet=flags.quiet, verbosity=flags.verbose)
+        self.trigger: Trigger = "manual"
 
     # -- configuration ---------------------------------------------------------------------
 
@@ -86,6 +89,12 @@ class Desk:
         """Where caches are kept."""
         base = self.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
         return self.configuration.cache_dir or os.path.join(base, "strongroom")
+
+    @cached_property
+    def state_dir(self) -> str:
+        """Where the journal is kept, and what is not in the audit log yet."""
+        base = self.environ.get("XDG_STATE_HOME") or os.path.expanduser("~/.local/state")
+        return self.configuration.state_dir or os.path.join(base, "strongroom")
 
     # -- time ------------------------------------------------------------------------------
 
@@ -143,10 +152,51 @@ class Desk:
     def repository(self) -> Iterator[Repository]:
         """The open repository, closed when the block ends."""
         repository = wiring.open_repository(self.storage, self.holders(), jobs=self.jobs)
+        if self._recorder is not None and self._recorder.running:
+            self._recorder.opened(repository)
+            yield repository  # closed when it is recorded what came of it
+            return
         try:
             yield repository
         finally:
             self.storage.close()
+
+    # -- what is told of it ----------------------------------------------------------------
+
+    _recorder: Recorder | None = None
+
+    @property
+    def recorder(self) -> Recorder:
+        """What records the runs of this command."""
+        if self._recorder is None:
+            from strongroom.cli.recording import recorder_of  # noqa: PLC0415
+
+            self._recorder = recorder_of(self)
+        return self._recorder
+
+    @contextmanager
+    def recorded(
+        self, type: Type, *, source: str = "", what: str = "", trigger: Trigger | None = None
+    ) -> Iterator[Draft]:
+        """Record what happens within in the audit log, and what `Output.finish` ends it with.
+
+        A repository that is opened within is closed when its last recording ends. Without one that
+        is named, nothing is recorded.
+        """
+        from strongroom.operations.recording import Draft  # noqa: PLC0415
+
+        if self.configuration.repository.url is None:
+            yield Draft()
+            return
+        outermost = not self.recorder.running
+        try:
+            with self.recorder.recorded(type, source=source, what=what, trigger=trigger) as draft:
+                yield draft
+                if draft.fault is None:
+                    draft.fault = self.output.fault
+        finally:
+            if outermost:
+                self.storage.close()
 
     @property
     def jobs(self) -> int | None:

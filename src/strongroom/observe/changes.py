@@ -47,6 +47,8 @@ class Change:
     def since(folder: str, configured: Configured) -> Change | None:
         """Compare with what was noted below `folder`; None where nothing changed."""
         place = os.path.join(folder, f"configuration-{digest(configured.path)[:16]}.json")
+        if not os.access(folder, os.W_OK):
+            return None  # what was told could not be noted, and would be told by every run
         before = None
         with contextlib.suppress(OSError, ValueError, KeyError, TypeError), open(place) as file:
             before = Configured(configured.path, dict(json.load(file)["values"]))

@@ -47,6 +47,13 @@ class Draft:
     exit: int | None = None
     missed: bool = False
     nothing: bool = False
+    ticket: Ticket | None = field(default=None, repr=False)
+
+    def dismiss(self) -> None:
+        """Nothing is to be recorded of this, not even if the process dies here."""
+        self.nothing = True
+        if self.ticket is not None:
+            self.ticket.done()
 
     def of(self, snapshot: Snapshot) -> None:
         """The run is about this backup: its id and its figures."""
@@ -139,7 +146,7 @@ class Recorder:
             trigger=trigger or self._who.trigger,
             what=self._line(draft.what),
         )
-        ticket = self._outbox.begin(begun)
+        draft.ticket = ticket = self._outbox.begin(begun)
         self._running += 1
         try:
             yield draft
@@ -162,7 +169,7 @@ class Recorder:
             draft.detail.update(detail or {})
 
     def _end(self, ticket: Ticket, draft: Draft, fault: BaseException | None) -> None:
-        if draft.nothing and fault is None:
+        if draft.nothing:
             ticket.done()
             return
         run = self._finished(ticket.run, draft, fault)

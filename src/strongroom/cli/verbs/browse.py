@@ -122,9 +122,14 @@ def get(
         raise UsageError("--json and `-o -` both want stdout.", do="Give `-o FILE`, or no --json.")
     if output != "-" and not force and os.path.lexists(output):
         raise AlreadyExists(f"{output} exists.", do="Name another file, or give --force.")
-    with desk.repository() as repository:
+    with (
+        desk.recorded("read", source=where.source, what=f"read {place}") as run,
+        desk.repository() as repository,
+    ):
         reader = _open(desk, repository, where)
+        run.of(reader.record)
         entry, pieces = browse.get(reader, where.path)
+        run.files, run.size = 1, entry.size
         if output == "-":
             _to_stdout(pieces)
             return 0

@@ -24,6 +24,7 @@ from strongroom.rules.sizes import show_seconds, show_size
 if TYPE_CHECKING:
     from strongroom.operations.can_restore import Answer
     from strongroom.operations.points import Cluster
+    from strongroom.operations.recording import Draft
     from strongroom.postgres.wal.records import Commit
     from strongroom.repository.catalogue import Snapshot
     from strongroom.repository.ports import Outcome
@@ -327,7 +328,7 @@ class Wanted:
     cluster: ClusterFlags
 
 
-def restore_cluster(desk: Desk, repository: Repository, wanted: Wanted) -> int:
+def restore_cluster(desk: Desk, repository: Repository, wanted: Wanted, run: Draft) -> int:
     """Restore a data directory that recovers to a point."""
     from strongroom.operations.can_restore import answer, require, target_text  # noqa: PLC0415
     from strongroom.operations.points import look  # noqa: PLC0415
@@ -348,6 +349,8 @@ def restore_cluster(desk: Desk, repository: Repository, wanted: Wanted) -> int:
     verdict = require(found, cluster)
     assert verdict.base is not None
     snapshot = cluster.snapshots[verdict.base.id]
+    run.of(snapshot)
+    run.detail["target"] = target_text(target)
     sink = wiring.cluster_sink(
         os.fsencode(wanted.to),
         recovery=recovery_of(
@@ -387,6 +390,7 @@ def restore_cluster(desk: Desk, repository: Repository, wanted: Wanted) -> int:
         fault.do = "Run the same command again with --delta; what is there is kept."
         raise
     seconds = wiring.steady() - began
+    run.files, run.size, run.problems = outcome.files, outcome.size, len(outcome.problems)
     remember(desk, wanted.source, outcome.size, seconds)
     return _tell(desk, wanted, snapshot, outcome, seconds, _answer_body(cluster, found, None))
 
@@ -498,11 +502,18 @@ def table(
     is_id = bool(where.point) and _ID.fullmatch(where.point) is not None
     at = where.point if where.point and not is_id else None
     backup = where.point if is_id else None
-    with desk.repository() as repository:
+    what = f"read table {name} of {place}"
+    with (
+        desk.recorded("read", source=where.source, what=what) as run,
+        desk.repository() as repository,
+    ):
         cluster = look(repository, where.source)
         target = target_of(desk, NO_TARGET, at, backup=backup)
         found = answer(cluster, target, backup=_backup(repository, where.source, backup))
         verdict = require(found, cluster)
+        assert verdict.base is not None
+        run.of(cluster.snapshots[verdict.base.id])
+        run.detail |= {"table": name, "to": output}
         configured = desk.configuration.source.get(where.source)
         with listening(desk.output) as progress:
             done = take_table(
@@ -516,6 +527,7 @@ def table(
                 jobs=desk.jobs,
                 progress=progress,
             )
+        run.files, run.size = 1, done.size
     desk.output.lines(line for line in _around_lines(found))
     desk.output.line(f"{show_text(name)}: {show_size(done.size)} in {done.path}")
     body = {"path": done.path, "size": done.size, "database": done.database}
