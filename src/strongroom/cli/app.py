@@ -38,6 +38,9 @@ VERBS: dict[tuple[str, ...], tuple[str, Group]] = {
     ("prune",): ("retention:prune", MANAGE),
     ("source", "test"): ("source:test", MANAGE),
     ("repository", "stats"): ("repository:stats", MANAGE),
+    ("audit", "verify"): ("audit:verify", MANAGE),
+    ("audit", "export"): ("audit:export", MANAGE),
+    ("audit", "pin"): ("audit:pin", MANAGE),
     ("key", "list"): ("key:list_keys", MANAGE),
     ("key", "add"): ("key:add", MANAGE),
     ("key", "remove"): ("key:remove", MANAGE),
@@ -55,6 +58,7 @@ VERBS: dict[tuple[str, ...], tuple[str, Group]] = {
 NOUNS = {
     "source": "Sources: what is backed up.",
     "repository": "The repository: where the backups rest.",
+    "audit": "The audit log: what was done, and the proof that nobody changed it afterwards.",
     "key": "Keys: who opens the repository.",
     "wal": "The write-ahead log: what PostgreSQL runs, and how far it is archived.",
     "config": "The configuration.",

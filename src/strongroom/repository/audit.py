@@ -179,9 +179,13 @@ class AuditLog:
         self._put_tiles()
         return number
 
-    def checkpoint(self) -> Checkpoint:
-        """Sign how far the log goes now, and put that, if nobody has; verify first."""
-        made = self._put_checkpoint(self.find_head())
+    def signed(self, head: Head) -> Checkpoint:
+        """Sign a state of the log as it was read."""
+        return sign_checkpoint(self._keyset, head.size, head.frontier, self._seams.now())
+
+    def checkpoint(self, head: Head | None = None) -> Checkpoint:
+        """Sign how far the log goes, `head` or now, and put that, if nobody has; verify first."""
+        made = self._put_checkpoint(head or self.find_head())
         if self.warnings:
             raise Damaged(
                 self.warnings[-1],
@@ -277,7 +281,7 @@ class AuditLog:
 
         The leaf is there already, so that a store which fails now costs nothing but this.
         """
-        made = sign_checkpoint(self._keyset, head.size, head.frontier, self._seams.now())
+        made = self.signed(head)
         name = names.checkpoint_name(head.size)
         data = self._seal(record.AUDIT_CHECKPOINT, name, made.note.encode())
         try:
