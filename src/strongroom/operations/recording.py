@@ -186,10 +186,10 @@ class Recorder:
         except Interrupted:
             ticket.leave()
             raise
-        except StrongroomError as error:
+        except Exception as error:  # whatever it is: the run itself is what it is
             kept = os.path.exists(ticket.path)
             self._warn(
-                f"this {run.type} is not in the audit log yet: {error.what}"
+                f"this {run.type} is not in the audit log yet: {error}"
                 + (" It is kept here, and the next run puts it there." if kept else "")
             )
             ticket.leave()
