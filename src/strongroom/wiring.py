@@ -63,6 +63,8 @@ if TYPE_CHECKING:
     from strongroom.postgres.wal.spool import Spool
     from strongroom.progress import Progress
     from strongroom.repository.catalogue import Snapshot
+    from strongroom.repository.identity import Identity
+    from strongroom.repository.keyring import Keyring
     from strongroom.repository.ports import Sink, SnapshotReader, Source
     from strongroom.repository.repository import Repository
     from strongroom.repository.seams import Seams
@@ -242,6 +244,13 @@ def open_repository(
     pack = 16 if storage.url.startswith("/") or "://" not in storage.url else 48
     settings = Settings(sealers=workers, pack_size=pack << 20, reopen_every=reopen_every)
     return opening.open_repository(storage, holders, seams=seams(), settings=settings)
+
+
+def new_repository(storage: Storage, identity: Identity, keys: Keyring) -> Repository:
+    """The repository that was just created, with the keys that it was created with."""
+    from strongroom.repository.repository import Repository  # noqa: PLC0415
+
+    return Repository(storage, identity, keys, seams=seams())
 
 
 def make_source(

@@ -39,6 +39,9 @@ VERBS: dict[tuple[str, ...], tuple[str, Group]] = {
     ("prune",): ("retention:prune", MANAGE),
     ("source", "test"): ("source:test", MANAGE),
     ("repository", "stats"): ("repository:stats", MANAGE),
+    ("audit", "verify"): ("audit:verify", MANAGE),
+    ("audit", "export"): ("audit:export", MANAGE),
+    ("audit", "pin"): ("audit:pin", MANAGE),
     ("key", "list"): ("key:list_keys", MANAGE),
     ("key", "add"): ("key:add", MANAGE),
     ("key", "remove"): ("key:remove", MANAGE),
@@ -63,6 +66,7 @@ VERBS: dict[tuple[str, ...], tuple[str, Group]] = {
 NOUNS = {
     "source": "Sources: what is backed up.",
     "repository": "The repository: where the backups rest.",
+    "audit": "The audit log: what was done, and the proof that nobody changed it afterwards.",
     "key": "Keys: who opens the repository.",
     "notify": "Who is told when something is wrong.",
     "schedule": "What makes the jobs run: lines and units to install.",

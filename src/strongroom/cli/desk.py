@@ -25,7 +25,9 @@ from strongroom.errors import KeyRefused, NotFound, UsageError
 from strongroom.rules.times import read_time, show_time
 
 if TYPE_CHECKING:
+    from strongroom.format.run import Trigger, Type
     from strongroom.keys.base import KeyHolder
+    from strongroom.operations.recording import Draft, Recorder
     from strongroom.repository.repository import Repository
     from strongroom.storage.base import Storage
 
@@ -42,6 +44,7 @@ class Desk:
         self.flags = flags
         self.environ = dict(os.environ)
         self.output = Output(json=flags.json, quiet=flags.quiet, verbosity=flags.verbose)
+        self.trigger: Trigger = "manual"
 
     # -- configuration ---------------------------------------------------------------------
 
@@ -89,7 +92,10 @@ class Desk:
 
     @cached_property
     def state_dir(self) -> str:
-        """Where is kept what must not be lost: what systemd names, else ~/.local/state."""
+        """Where the journal is kept, what is not in the audit log yet, and spools: what is configured,
+        else what systemd names, else ~/.local/state."""
+        if self.configuration.state_dir:
+            return self.configuration.state_dir
         if (given := self.environ.get("STATE_DIRECTORY")) is not None:
             return given.split(":")[0]
         base = self.environ.get("XDG_STATE_HOME") or os.path.expanduser("~/.local/state")
@@ -156,10 +162,51 @@ class Desk:
             jobs=self.jobs,
             reopen_every=self.configuration.reopen_every,
         )
+        if self._recorder is not None and self._recorder.running:
+            self._recorder.opened(repository)
+            yield repository  # closed when it is recorded what came of it
+            return
         try:
             yield repository
         finally:
             self.storage.close()
+
+    # -- what is told of it ----------------------------------------------------------------
+
+    _recorder: Recorder | None = None
+
+    @property
+    def recorder(self) -> Recorder:
+        """What records the runs of this command."""
+        if self._recorder is None:
+            from strongroom.cli.recording import recorder_of  # noqa: PLC0415
+
+            self._recorder = recorder_of(self)
+        return self._recorder
+
+    @contextmanager
+    def recorded(
+        self, type: Type, *, source: str = "", what: str = "", trigger: Trigger | None = None
+    ) -> Iterator[Draft]:
+        """Record what happens within in the audit log, and what `Output.finish` ends it with.
+
+        A repository that is opened within is closed when its last recording ends. Without one that
+        is named, nothing is recorded.
+        """
+        from strongroom.operations.recording import Draft  # noqa: PLC0415
+
+        if self.configuration.repository.url is None:
+            yield Draft()
+            return
+        outermost = not self.recorder.running
+        try:
+            with self.recorder.recorded(type, source=source, what=what, trigger=trigger) as draft:
+                yield draft
+                if draft.fault is None:
+                    draft.fault = self.output.fault
+        finally:
+            if outermost:
+                self.storage.close()
 
     @property
     def jobs(self) -> int | None:

@@ -39,6 +39,8 @@ class Output:
         self._lock = threading.Lock()
         self._problems = 0
         self._deserted = False
+        self.fault: StrongroomError | None = None
+        """What the command ended with, by `finish`."""
 
     def line(self, text: str = "") -> None:
         """Print a line of the result for people; nothing with --json."""
@@ -112,6 +114,7 @@ class Output:
 
     def finish(self, verb: str, body: Mapping[str, Any], fault: StrongroomError | None) -> int:
         """End a long command: its result line with --json, four lines for a fault; the status."""
+        self.fault = fault
         status = 0 if fault is None else fault.exit_status
         result = {"verb": verb, "exit": status, **body}
         self.event("result", result if fault is None else {**result, "error": error_body(fault)})

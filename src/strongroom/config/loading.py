@@ -40,6 +40,7 @@ VARIABLES: Mapping[str, Key] = {
     "STRONGROOM_KEY_FILE": ("repository", "key_file"),
     "STRONGROOM_TIMEZONE": ("timezone",),
     "STRONGROOM_CACHE_DIR": ("cache_dir",),
+    "STRONGROOM_STATE_DIR": ("state_dir",),
     "STRONGROOM_RCLONE": ("rclone_bin",),
     "KMS_KEY_ID": ("repository", "kms_key"),
 }
@@ -186,7 +187,7 @@ def _overlay(
 
 def _rebase(document: dict[str, Any], folder: str) -> dict[str, Any]:
     """Make the paths of the file absolute, and leave what is of the wrong kind to `build`."""
-    for key in ("cache_dir", "rclone_bin", "rclone_config"):
+    for key in ("cache_dir", "state_dir", "rclone_bin", "rclone_config"):
         _absolute(document, key, folder)
     repository = document.get("repository")
     if isinstance(repository, dict):

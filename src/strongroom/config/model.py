@@ -431,6 +431,13 @@ class Configuration(Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     cache_dir: Annotated[
         str | None, Meta(description="Folder for caches; otherwise ~/.cache/strongroom.")
     ] = None
+    state_dir: Annotated[
+        str | None,
+        Meta(
+            description="Folder of the journal, and of what is not in the audit log yet; otherwise"
+            " ~/.local/state/strongroom."
+        ),
+    ] = None
     jobs: Annotated[
         Jobs | None,
         Meta(description="Threads or connections side by side; otherwise one a processor."),

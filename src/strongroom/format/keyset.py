@@ -24,6 +24,7 @@ import base64
 import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any
 
 from blake3 import blake3
@@ -235,12 +236,7 @@ def verify(
     message: bytes,
 ) -> None:
     """Check that a writer whom the admin certified signed `message`; ValueError when not."""
-    _verify(
-        admin_public,
-        certificate,
-        _certified(repository, epoch, writer_name, signing_public),
-        "the writer's certificate is not the repository's",
-    )
+    _certify(admin_public, certificate, _certified(repository, epoch, writer_name, signing_public))
     _verify(signing_public, signature, message, "the signature is not the writer's")
 
 
@@ -286,11 +282,10 @@ def _check_halves(keyset: Keyset) -> None:
         pairs.append((keyset.admin_public, _ed25519_public(keyset.admin_private)))
     if any(given != derived for given, derived in pairs):
         raise ValueError("a public key is not that of its private key")
-    _verify(
+    _certify(
         keyset.admin_public,
         keyset.certificate,
         _certified(keyset.repository, keyset.epoch, keyset.writer_name, keyset.signing_public),
-        "the writer's certificate is not the repository's",
     )
 
 
@@ -299,6 +294,12 @@ def _certified(repository: bytes, epoch: int, writer_name: str, signing_public: 
         raise ValueError("an epoch is a number from 1")
     number = epoch.to_bytes(4, "little")
     return b"strongroom writer 1" + repository + number + signing_public + writer_name.encode()
+
+
+@lru_cache(256)  # few writers sign many things
+def _certify(admin_public: bytes, certificate: bytes, certified: bytes) -> None:
+    otherwise = "the writer's certificate is not the repository's"
+    _verify(admin_public, certificate, certified, otherwise)
 
 
 def _verify(public: bytes, signature: bytes, message: bytes, otherwise: str) -> None:

@@ -5,7 +5,7 @@
 
 The key is a subkey of the catalogue key for the kind; the additional data is
 repository id ‖ kind ‖ object name, so that no record can stand in for another.
-Bodies are canonical JSON, but for index segments.
+Bodies are canonical JSON, but for index segments, tiles and checkpoints.
 """
 
 from __future__ import annotations
@@ -45,6 +45,9 @@ WAL, WAL_GAP, WAL_CONFLICT, WAL_SOURCE, WAL_SUMMARY = WAL_KINDS = (
     b"walo",
     b"wals",
 )
+# Of the audit log: a leaf, a tile of leaves, a checkpoint.
+AUDIT_LEAF, AUDIT_TILE, AUDIT_CHECKPOINT = AUDIT_KINDS = (b"audl", b"audt", b"audc")
+_EVERY = KINDS + WAL_KINDS + AUDIT_KINDS
 
 
 def canonical(document: Any) -> bytes:
@@ -57,7 +60,7 @@ class RecordKey:
 
     def __init__(self, repository: bytes, catalogue_key: bytes) -> None:
         self._repository = repository
-        self._ciphers = {kind: AESGCM(subkey(catalogue_key, kind)) for kind in KINDS + WAL_KINDS}
+        self._ciphers = {kind: AESGCM(subkey(catalogue_key, kind)) for kind in _EVERY}
 
     def seal(self, kind: bytes, name: str, body: bytes, *, nonce: bytes, pad: int = PAD) -> bytes:
         """Seal `body` as the object `name`; `nonce` is 12 fresh random bytes.

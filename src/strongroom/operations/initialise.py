@@ -20,7 +20,7 @@ from strongroom.keys.base import KeyHolder
 from strongroom.keys.kit import recovery_kit
 from strongroom.repository import identity as identities
 from strongroom.repository.identity import Identity
-from strongroom.repository.keyring import add_slot
+from strongroom.repository.keyring import Keyring, add_slot
 from strongroom.repository.repository import Seams
 from strongroom.storage.base import Storage
 from strongroom.storage.probe import probe
@@ -30,13 +30,14 @@ _KIB = 1024
 
 @dataclass(frozen=True, slots=True)
 class Initialised:
-    """The new repository's identity and the page to print and keep.
+    """The new repository's identity, the page to print and keep, and its keys.
 
     `left` are key objects of an `init` that crashed, which could not be cleared away.
     """
 
     identity: Identity
     kit: str
+    keys: Keyring
     left: Sequence[str] = ()
 
 
@@ -88,7 +89,7 @@ def initialise(
         sources=sources,
         access=access,
     )
-    return Initialised(identity, kit, left)
+    return Initialised(identity, kit, Keyring({1: keyset}), left)
 
 
 def _put_identity(storage: Storage, data: bytes, *, if_absent: bool) -> None:

@@ -6,7 +6,8 @@
     L3   every frame is opened and the id of every chunk in it recomputed
 
 L1's trees and L3 need a reader's key; with a writer's they are left out and
-said to be. The WAL is looked at too (`check_wal.py`). A finding names the object,
+said to be. The WAL is looked at too (`check_wal.py`), and so is the audit log, of which L2 and L3 read every
+object. A finding names the object,
 the reason, and the snapshots and files that do not restore because of it; damage
 that hurts nobody is said to hurt nobody.
 
@@ -35,6 +36,7 @@ from strongroom.errors import (
     StrongroomError,
     Unreachable,
 )
+from strongroom.format import audit as audit_names
 from strongroom.format import content as contents
 from strongroom.format import keyset as keysets
 from strongroom.format import pack as packs
@@ -45,6 +47,7 @@ from strongroom.format.segment import Segment
 from strongroom.format.tree import Entry
 from strongroom.progress import Progress
 from strongroom.repository import identity, keyring
+from strongroom.repository.audit import AuditLog
 from strongroom.repository.catalogue import Catalogue, Refs, Snapshot
 from strongroom.repository.check_wal import WalCheck
 from strongroom.repository.fates import PREFIX, Fates
@@ -188,6 +191,7 @@ class Checker:
         report.objects = len(self._sizes)
         self._records(report, commits)
         self._look_at_wal(report)
+        self._look_at_audit(report)
         self._load_groups(report)
         self._pack_sizes(report)
         self._lost_objects(report)
@@ -250,6 +254,23 @@ class Checker:
         )
         self._wal.records()
         report.notes += self._wal.notes
+
+    def _look_at_audit(self, report: Report) -> None:
+        """The audit log proves what was done; no backup hangs on it."""
+        for name in self._sizes:
+            if name.startswith(audit_names.PREFIX) and not audit_names.is_ours(name):
+                report.notes.append(f"{name} is not an object of the repository")
+        try:
+            log = AuditLog(self._repository, storage=self._storage)
+            looked = log.verify(every=report.level >= 2)
+        except OUT_OF_REACH as fault:
+            self._miss(report, audit_names.PREFIX, fault)
+            return
+        for found in looked.faults:
+            report.findings.append(Finding(0, found.object, f"audit log: {found.reason}"))
+        for name, unread in looked.unread.items():
+            self._miss(report, name, unread)
+        report.notes += looked.notes
 
     def _identity(self, report: Report) -> None:
         try:

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from strongroom.artefacts.making import OpensslKey
     from strongroom.artefacts.opening import Artefact
     from strongroom.operations.export import Exported
+    from strongroom.operations.recording import Draft
     from strongroom.repository.catalogue import Snapshot
     from strongroom.repository.ports import Outcome, Problem
     from strongroom.repository.repository import Repository
@@ -86,9 +87,12 @@ def export(
         Say what would be written; write nothing.
     """
     desk = Desk(everywhere)
-    with desk.repository() as repository:
+    with desk.recorded("export", source=source) as run, desk.repository() as repository:
+        run.nothing = dry_run
         snapshot = chosen(desk, repository, source, backup=backup, at=at)
-        body = write_artefact(desk, repository, snapshot, output, format, how, dry_run=dry_run)
+        body = write_artefact(
+            desk, repository, snapshot, output, format, how, dry_run=dry_run, run=run
+        )
     problems = body.get("problems", ())
     fault = None
     if problems:
@@ -109,6 +113,7 @@ def write_artefact(
     how: ExportFlags = EXPORT_DEFAULTS,
     *,
     dry_run: bool = False,
+    run: Draft,
 ) -> dict[str, Any]:
     """Write the artefact of a snapshot, tell of it, and return it as JSON values."""
     from strongroom.artefacts.making import AgeKey  # noqa: PLC0415
@@ -142,6 +147,9 @@ def write_artefact(
         texts = how.recipient or list(desk.configuration.artefacts.recipients)
         key = AgeKey(texts, recipients(texts))
     body: dict[str, Any] = {"dry_run": dry_run, "snapshot": snapshot_body(snapshot)}
+    run.of(snapshot)
+    run.what = f"export {snapshot.source} as {name}"
+    run.detail |= {"artefact": name, "sealed": shape.seal}
     plan = exporting.plan(folder, name, snapshot=snapshot, key_file=key_file, force=how.force)
     if dry_run:
         desk.output.line(f"Would write {plan['artefact']}")
@@ -164,6 +172,8 @@ def write_artefact(
             threads=desk.jobs,
             progress=progress,
         )
+    run.size, run.problems = done.made.manifest.file.size, len(done.problems)
+    run.detail["sha256"] = done.made.manifest.file.sha256
     desk.output.lines(_told(snapshot, done, key_file))
     return {**body, **_exported_body(done, key_file)}
 
@@ -299,7 +309,9 @@ def import_artefact(
             do="Take it out of --to; put it into $PGPASSWORD or ~/.pgpass, and change it.",
         )
     labels = read_labels(label or [])
-    with ExitStack() as stack:
+    name = os.path.basename(file)
+    what = f"import {name} " + (f"as a backup of {source}" if source is not None else f"into {to}")
+    with desk.recorded("import", source=source or "", what=what) as run, ExitStack() as stack:
         # With --to it is opened only if nothing else has the artefact's key.
         @cache
         def repository() -> Repository | None:
@@ -307,7 +319,8 @@ def import_artefact(
                 return None
             return stack.enter_context(desk.repository())
 
-        return _import(desk, repository, file, source, to, labels, how, dry_run=dry_run)
+        run.nothing = dry_run
+        return _import(desk, repository, file, source, to, labels, how, run, dry_run=dry_run)
 
 
 def _import(
@@ -318,6 +331,7 @@ def _import(
     to: str | None,
     labels: dict[str, str],
     how: ImportFlags,
+    run: Draft,
     *,
     dry_run: bool,
 ) -> int:
@@ -369,6 +383,7 @@ def _import(
                 progress=progress,
             )
             body["snapshot"] = snapshot_body(report.snapshot)
+            run.made(report.snapshot)
             line = (
                 f"{show_text(source)}: backup {report.snapshot.id[:ID_SHOWN]} from "
                 f"{show_text(artefact.name)}, {report.snapshot.files:,} files, "
@@ -385,6 +400,7 @@ def _import(
                 progress=progress,
             )
             body |= {"files": outcome.files, "size": outcome.size}
+            run.files, run.size = outcome.files, outcome.size
             line = f"{show_text(to)}: {outcome.files:,} files, {show_size(outcome.size)}"
             problems = outcome.problems
         else:
@@ -400,6 +416,8 @@ def _import(
             body["facts"] = dict(importing.into_database(artefact, load, progress=progress))
             line, problems = f"{show_text(to)}: restored from {show_text(artefact.name)}", ()
     desk.output.line(line)
+    run.problems = len(problems)
+    run.detail |= {"sha256": artefact.file.sha256, "signed": body["signed"]}
     body["problems"] = _problems(problems)
     fault = None
     if problems:

@@ -70,7 +70,8 @@ def backup(
     labels = read_labels(label or [])
     if artefact is None and artefact_format is not None:
         raise UsageError("--artefact-format needs --artefact FOLDER.", do="Give both.")
-    with desk.repository() as repository:
+    with desk.recorded("backup", source=source or "") as opening, desk.repository() as repository:
+        opening.dismiss()  # from here on each source is recorded by itself
         if len(names) == 1:
             report = _one(desk, repository, names[0], labels, accept_system=accept_system)
             made = _artefacts(
@@ -107,12 +108,14 @@ def _artefacts(
         return []
     from strongroom.cli.verbs.artefact import ExportFlags, write_artefact  # noqa: PLC0415
 
-    how = ExportFlags(force=force)
+    how, made = ExportFlags(force=force), []
     try:
-        return [
-            write_artefact(desk, repository, report.snapshot, folder, format, how)
-            for report in reports
-        ]
+        for report in reports:
+            with desk.recorded("export") as run:
+                made.append(
+                    write_artefact(desk, repository, report.snapshot, folder, format, how, run=run)
+                )
+        return made
     except StrongroomError as fault:
         fault.means = "The backup is complete and committed; its artefact was not written."
         if isinstance(fault, AlreadyExists):
@@ -141,18 +144,21 @@ def _one(
 ) -> Report:
     from strongroom.operations.back_up import back_up  # noqa: PLC0415 -- numpy behind it
 
-    source = wiring.make_source(
-        name,
-        desk.source_table(name),
-        repository=repository,
-        cache_dir=desk.cache_dir,
-        environ=desk.environ,
-        jobs=desk.jobs,
-        configuration=desk.configuration,
-        accept_system=accept_system,
-    )
-    with listening(desk.output) as progress:
-        report = back_up(repository, source, progress=progress, labels=labels)
+    with desk.recorded("backup", source=name) as run:
+        source = wiring.make_source(
+            name,
+            desk.source_table(name),
+            repository=repository,
+            cache_dir=desk.cache_dir,
+            environ=desk.environ,
+            jobs=desk.jobs,
+            configuration=desk.configuration,
+        )
+        with listening(desk.output) as progress:
+            report = back_up(repository, source, progress=progress, labels=labels)
+        run.made(report.snapshot)
+        run.problems = len(report.problems)
+        run.detail |= {"attempts": report.attempts, "warnings": len(report.warnings)}
     desk.output.lines(_summary(report))
     for warning in report.warnings:
         desk.output.warning(warning)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import errno
 import itertools
 import os
 import sys
@@ -13,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 from cyclopts import Parameter
 
 from strongroom.cli.desk import Desk
+from strongroom.cli.files import write_file
 from strongroom.cli.flags import Everywhere
 from strongroom.cli.names import path_fields
 from strongroom.cli.places import Place, parse_place
@@ -24,7 +23,7 @@ from strongroom.cli.records import (
     entry_line,
     snapshot_body,
 )
-from strongroom.errors import AlreadyExists, StorageFull, StrongroomError, UsageError
+from strongroom.errors import AlreadyExists, StrongroomError, UsageError
 from strongroom.rules.sizes import show_size
 
 if TYPE_CHECKING:
@@ -122,13 +121,18 @@ def get(
         raise UsageError("--json and `-o -` both want stdout.", do="Give `-o FILE`, or no --json.")
     if output != "-" and not force and os.path.lexists(output):
         raise AlreadyExists(f"{output} exists.", do="Name another file, or give --force.")
-    with desk.repository() as repository:
+    with (
+        desk.recorded("read", source=where.source, what=f"read {place}") as run,
+        desk.repository() as repository,
+    ):
         reader = _open(desk, repository, where)
+        run.of(reader.record)
         entry, pieces = browse.get(reader, where.path)
+        run.files, run.size = 1, entry.size
         if output == "-":
             _to_stdout(pieces)
             return 0
-        _to_file(output, pieces, force=force)
+        write_file(output, pieces, force=force)
         body = {"snapshot": snapshot_body(reader.record), "entry": entry_body(entry)}
         desk.output.document("file", {**body, "output": path_fields(os.fsencode(output))})
         desk.output.note(f"{show_size(entry.size)} written to {output}")
@@ -157,33 +161,3 @@ def _to_stdout(pieces: Iterable[memoryview]) -> None:
             means="The backup is untouched; what was delivered is the true beginning of the file.",
             do="Run it again, or write to a file with `-o FILE`.",
         ) from None
-
-
-def _to_file(path: str, pieces: Iterable[memoryview], *, force: bool) -> None:
-    """Write beside the target and move it there when it is whole and durable."""
-    half = f"{path}.{os.getpid()}.part"
-    try:
-        with open(half, "xb", opener=_private) as file:
-            for piece in pieces:
-                file.write(piece)
-            file.flush()
-            os.fsync(file.fileno())
-        if not force:
-            open(path, "xb", opener=_private).close()  # the name is ours, or somebody else's
-        os.replace(half, path)
-    except FileExistsError:
-        raise AlreadyExists(f"{path} exists.", do="Name another file, or give --force.") from None
-    except OSError as fault:
-        kind = StorageFull if fault.errno in (errno.ENOSPC, errno.EDQUOT) else StrongroomError
-        raise kind(
-            f"{path} cannot be written: {fault.strerror}.",
-            means="The backup is untouched; no part of the file was left.",
-            do="Name another place with `-o`, and run it again.",
-        ) from None
-    finally:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(half)
-
-
-def _private(path: str, flags: int) -> int:
-    return os.open(path, flags, 0o600)

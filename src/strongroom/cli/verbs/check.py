@@ -51,7 +51,8 @@ def check(
     if budget is not None and not read_data:
         raise UsageError("--budget bounds --read-data.", do="Give both.")
     seconds, size = read_budget(budget) if budget is not None else (None, None)
-    with desk.repository() as repository:
+    how = "check all data" if read_data else "check the structure"
+    with desk.recorded("check", what=how) as run, desk.repository() as repository:
         name = f"verified-{repository.identity.id.hex()}.json"
         with listening(desk.output) as progress:
             report = verify(
@@ -62,6 +63,15 @@ def check(
                 seconds=seconds,
                 state=os.path.join(desk.cache_dir, name),
             )
+        run.fault = _verdict(report)
+        run.size, run.problems = report.bytes_read, len(report.findings)
+        run.detail |= {
+            "level": report.level,
+            "snapshots": report.snapshots,
+            "packs_read": report.packs_read,
+            "packs_left": report.packs_left,
+            "damaged_snapshots": report.damaged_snapshots,
+        }
     shown = FILES_NAMED if desk.flags.verbose else _FILES_SHOWN
     desk.output.lines(_lines(report, read_data, shown))
     return desk.output.finish("check", _body(report), _verdict(report))

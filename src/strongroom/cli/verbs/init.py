@@ -41,17 +41,19 @@ def init(*, kit: str | None = None, everywhere: Everywhere = _DEFAULT) -> int:
     storage = desk.storage
     holders = _holders(desk)
     code, recovery = wiring.new_recovery_code()
-    made = initialise(
-        storage,
-        holders=holders,
-        recovery=(recovery, code),
-        seams=wiring.seams(),
-        sources=wiring.kit_sources(desk.configuration),
-        access=wiring.kit_access(desk.configuration, desk.environ),
-    )
-    written = _write_kit(desk, kit, made.kit)
-    _tell(desk, made, list(holders), None if written else made.kit, kit if written else None)
-    storage.close()
+    with desk.recorded("init", what="create the repository") as run:
+        made = initialise(
+            storage,
+            holders=holders,
+            recovery=(recovery, code),
+            seams=wiring.seams(),
+            sources=wiring.kit_sources(desk.configuration),
+            access=wiring.kit_access(desk.configuration, desk.environ),
+        )
+        written = _write_kit(desk, kit, made.kit)
+        _tell(desk, made, list(holders), None if written else made.kit, kit if written else None)
+        run.detail |= {"keys": [*holders, "recovery-kit"], "repository": made.identity.id.hex()}
+        desk.recorder.opened(wiring.new_repository(storage, made.identity, made.keys))
     return 0
 
 

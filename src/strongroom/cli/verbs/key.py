@@ -71,7 +71,10 @@ def add(
     named = (new_passphrase_file is not None, new_key_file is not None, kms_key is not None)
     if sum((*named, new_recovery_code)) > 1:
         raise UsageError("More than one kind of new key is given.", do="Give one of them.")
-    with desk.repository() as repository:
+    with (
+        desk.recorded("key", what=f"add key {label} ({role})") as run,
+        desk.repository() as repository,
+    ):
         code, holder = None, None
         if new_recovery_code:
             code, holder = wiring.new_recovery_code()
@@ -83,6 +86,7 @@ def add(
         slot = keys.add_key(
             repository.storage, keyring, holder, label=label, role=role, seams=wiring.seams()
         )
+        run.detail |= {"act": "add", "slot": slot.slot, "kind": slot.kind, "role": slot.role}
         kit = None
         if code is not None:
             kit = wiring.kit_text(
@@ -110,12 +114,17 @@ def remove(chosen: str, /, *, dry_run: bool = False, everywhere: Everywhere = _D
     from strongroom.operations import keys  # noqa: PLC0415
 
     desk = Desk(everywhere)
-    with desk.repository() as repository:
+    with (
+        desk.recorded("key", what=f"remove key {chosen}") as run,
+        desk.repository() as repository,
+    ):
+        run.nothing = dry_run
         if dry_run:
             slot = _find(keys.list_keys(repository.storage), chosen)
         else:
             keyring = cast("Keyring", repository.keys)
             slot = keys.remove_key(repository.storage, keyring, chosen)
+        run.detail |= {"act": "remove", "slot": slot.slot, "kind": slot.kind, "role": slot.role}
     desk.output.document("key", {"key": _body(slot), "removed": not dry_run})
     desk.output.line(f"{'Would remove' if dry_run else 'Removed'}: {_sentence(slot)}")
     return 0

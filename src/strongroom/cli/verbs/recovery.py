@@ -24,6 +24,7 @@ from strongroom.rules.sizes import parse_size, show_seconds, show_size
 if TYPE_CHECKING:
     from strongroom.operations.can_restore import Answer
     from strongroom.operations.points import Cluster
+    from strongroom.operations.recording import Draft
     from strongroom.operations.recovering import Opening
     from strongroom.postgres.wal.records import Commit
     from strongroom.repository.catalogue import Snapshot
@@ -382,7 +383,7 @@ class Wanted:
     cluster: ClusterFlags
 
 
-def restore_cluster(desk: Desk, repository: Repository, wanted: Wanted) -> int:
+def restore_cluster(desk: Desk, repository: Repository, wanted: Wanted, run: Draft) -> int:
     """Restore a data directory that recovers to a point."""
     from strongroom.operations.can_restore import answer, require, target_text  # noqa: PLC0415
     from strongroom.operations.points import look  # noqa: PLC0415
@@ -406,6 +407,8 @@ def restore_cluster(desk: Desk, repository: Repository, wanted: Wanted) -> int:
     verdict = require(found, cluster)
     assert verdict.base is not None
     snapshot = cluster.snapshots[verdict.base.id]
+    run.of(snapshot)
+    run.detail["target"] = target_text(target)
     sink = wiring.cluster_sink(
         os.fsencode(wanted.to),
         recovery=recovery_of(
@@ -446,6 +449,7 @@ def restore_cluster(desk: Desk, repository: Repository, wanted: Wanted) -> int:
         fault.do = "Run the same command again with --delta; what is there is kept."
         raise
     seconds = wiring.steady() - began
+    run.files, run.size, run.problems = outcome.files, outcome.size, len(outcome.problems)
     remember(desk, wanted.source, outcome.size, seconds)
     return _tell(desk, wanted, snapshot, outcome, seconds, _answer_body(cluster, found, None))
 
@@ -583,9 +587,16 @@ def table(
     from strongroom.operations.table import take_table  # noqa: PLC0415
 
     desk = Desk(everywhere)
-    with desk.repository() as repository:
+    what = f"read table {name} of {place}"
+    with (
+        desk.recorded("read", source=parse_place(place).source, what=what) as run,
+        desk.repository() as repository,
+    ):
         cluster, found = found_at(desk, repository, place, NO_TARGET)
         verdict = found.verdict
+        assert verdict.base is not None
+        run.of(cluster.snapshots[verdict.base.id])
+        run.detail |= {"table": name, "to": output}
         configured = desk.configuration.source.get(cluster.source)
         with listening(desk.output) as progress:
             done = take_table(
@@ -600,6 +611,7 @@ def table(
                 jobs=desk.jobs,
                 progress=progress,
             )
+        run.files, run.size = 1, done.size
     desk.output.lines(line for line in _around_lines(found))
     desk.output.line(f"{show_text(name)}: {show_size(done.size)} in {done.path}")
     body = {"path": done.path, "size": done.size, "database": done.database}

@@ -170,18 +170,26 @@ def restore(
         from strongroom.cli.verbs.runbook import Wanted, run_book  # noqa: PLC0415
 
         wanted = Wanted(source, to, backup, at, dry_run, not no_owner, files, databases, runbook)
-        return run_book(desk, wanted)
+        with desk.recorded("restore", source=source, what=f"restore {source} in place") as run:
+            run.nothing, run.detail = dry_run, {"runbook": True}
+            return run_book(desk, wanted, run)
     if runbook.given():
         raise UsageError(f"{runbook.given()[0]} goes with --runbook.", do="Give both.")
-    with desk.repository() as repository:
+    what = f"restore {source} to {to or 'itself'}"
+    with (
+        desk.recorded("restore", source=source, what=what) as run,
+        desk.repository() as repository,
+    ):
+        run.nothing = dry_run
         if _is_cluster(repository, source, (files, databases), (target, cluster)):
             from strongroom.cli.verbs.recovery import Wanted as OfCluster  # noqa: PLC0415
             from strongroom.cli.verbs.recovery import restore_cluster  # noqa: PLC0415
 
             owner = not no_owner
             whole = OfCluster(source, to, at, backup, owner, dry_run, target, cluster)
-            return restore_cluster(desk, repository, whole)
+            return restore_cluster(desk, repository, whole, run)
         snapshot = chosen(desk, repository, source, backup=backup, at=at)
+        run.of(snapshot)
         remote = _remote(desk, snapshot, to, files)
         _refuse_foreign(snapshot, files, databases, remote=remote is not None)
         if remote is not None:
@@ -216,7 +224,9 @@ def restore(
                 fault.do += ", into a new target or with --force"
             fault.do += "."
             raise
-    return _tell_outcome(desk, snapshot, outcome, wiring.steady() - began)
+        run.files, run.size = outcome.files, outcome.size
+        run.problems = len(outcome.problems)
+        return _tell_outcome(desk, snapshot, outcome, wiring.steady() - began)
 
 
 def _is_cluster(

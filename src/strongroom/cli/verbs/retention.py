@@ -57,8 +57,11 @@ def keep(
     if release and until is not None:
         raise UsageError("--release and --until exclude each other.", do="Give one of them.")
     moment = None if until is None else read_until(until, now=desk.now)
-    with desk.repository() as repository:
+    with desk.recorded("keep", source=source) as run, desk.repository() as repository:
         snapshot = browse.find_snapshot(repository, source, backup=backup)
+        run.of(snapshot)
+        run.detail |= {"until": None if moment is None else moment.isoformat(), "why": why}
+        run.what = f"{'release' if release else 'keep'} backup {snapshot.id} of {source}"
         if release:
             retaining.release(repository, snapshot, why=why, now=desk.now)
             said = "is not held any more"
@@ -88,8 +91,10 @@ def undelete(source: str, backup: str, /, *, everywhere: Everywhere = _DEFAULT) 
     from strongroom.operations import browse, retaining  # noqa: PLC0415 -- numpy behind it
 
     desk = Desk(everywhere)
-    with desk.repository() as repository:
+    with desk.recorded("undelete", source=source) as run, desk.repository() as repository:
         snapshot = browse.find_expired(repository, source, backup)
+        run.of(snapshot)
+        run.what = f"undelete backup {snapshot.id} of {source}"
         retaining.revive(repository, snapshot.name, now=desk.now)
     desk.output.document("undelete", {"backup": snapshot_body(snapshot)})
     desk.output.line(f"{snapshot.id[:ID_SHOWN]} of {show_text(source)} is a backup again.")
@@ -123,7 +128,7 @@ def expire(
     chosen = {source: desk.source_table(source)} if source is not None else dict(tables)
     rows: list[dict[str, Any]] = []
     frozen: dict[str, tuple[str, ...]] = {}
-    with desk.repository() as repository:
+    with desk.recorded("expire", source=source or "") as run, desk.repository() as repository:
         now = desk.now
         apart = clocks.clock_difference(repository.storage, repository.seams)
         store_now = None if apart is None else now + timedelta(seconds=apart)
@@ -141,6 +146,12 @@ def expire(
             desk.output.lines(_source_lines(judged, dry_run=dry_run))
             if judged.plan.frozen:
                 frozen[name] = judged.plan.frozen
+        run.fault = _frozen(frozen) if frozen else None
+        gone_ids = {str(row["source"]): row["expired"] for row in rows if row["expired"]}
+        run.nothing = dry_run or not (gone_ids or frozen)
+        run.problems, run.files = len(frozen), sum(map(len, gone_ids.values()))
+        run.what = f"expire {run.files} backups"
+        run.detail |= {"expired": gone_ids, "frozen": {k: list(v) for k, v in frozen.items()}}
     desk.output.document("expire", {"dry_run": dry_run, "sources": rows})
     if not rows:
         desk.output.note("No source is configured.")
@@ -175,19 +186,33 @@ def prune(
     desk = Desk(everywhere)
     if not 0.0 <= live <= 1.0:
         raise UsageError("--live is a part of 1.", do="Write it like --live 0.75.")
-    with desk.repository() as repository, listening(desk.output) as progress:
+    with (
+        desk.recorded("prune") as run,
+        desk.repository() as repository,
+        listening(desk.output) as progress,
+    ):
+        run.nothing = dry_run
         rules = Rules(live=live, pack_size=repository.settings.pack_size)
         pruner = Pruner(repository, rules=rules, progress=progress)
         done = pruner.plan() if dry_run else pruner.run()
         log = _prune_wal(repository, dry_run=dry_run)
+        fault = None
+        if done.kept:
+            fault = Damaged(
+                f"{len(done.kept)} objects could not be dealt with: {', '.join(done.kept[:3])}.",
+                means="They stay, and all that rests in them. Everything else was done.",
+                do="`strongroom check --read-data` says which backups they hurt.",
+            )
+        run.fault, run.size, run.problems = fault, done.freed, len(done.kept)
+        run.what = f"prune: {len(done.swept)} backups swept, {done.dead} packs deleted"
+        run.detail |= {
+            "generation": done.generation,
+            "swept": list(done.swept),
+            "packs_deleted": done.dead,
+            "packs_repacked": done.repacked,
+            "wal_files": log["files"],
+        }
     desk.output.lines(_prune_lines(done, log, dry_run=dry_run))
-    fault = None
-    if done.kept:
-        fault = Damaged(
-            f"{len(done.kept)} objects could not be dealt with: {', '.join(done.kept[:3])}.",
-            means="They stay, and all that rests in them. Everything else was done.",
-            do="`strongroom check --read-data` says which backups they hurt.",
-        )
     return desk.output.finish("prune", {"dry_run": dry_run, **_prune_body(done), "wal": log}, fault)
 
 

@@ -20,6 +20,7 @@ from strongroom.rules.sizes import show_seconds
 
 if TYPE_CHECKING:
     from strongroom.cli.verbs.restore import DatabaseFlags, FileFlags, RunbookFlags
+    from strongroom.operations.recording import Draft
     from strongroom.operations.runbook import Journal, Record
     from strongroom.operations.runbook_cloud import CloudRunbook
     from strongroom.operations.runbook_database import DatabaseRunbook
@@ -59,6 +60,7 @@ class _Run:
     repository: Repository
     journal: Journal
     last: Record | None
+    told: Draft
 
     @property
     def unfinished(self) -> Record | None:
@@ -74,7 +76,7 @@ class _Run:
         return _procedure(self.desk, self.wanted, self.table, self.repository, snapshot)
 
 
-def run_book(desk: Desk, wanted: Wanted) -> int:
+def run_book(desk: Desk, wanted: Wanted, told: Draft) -> int:
     """Begin a run, go on with one, or give up what runs kept."""
     from strongroom.operations.runbook import Journal  # noqa: PLC0415
 
@@ -89,9 +91,9 @@ def run_book(desk: Desk, wanted: Wanted) -> int:
             )
         )
         if wanted.dry_run:
-            return _dry_run(_Run(desk, wanted, table, repository, journal, journal.load()))
+            return _dry_run(_Run(desk, wanted, table, repository, journal, journal.load(), told))
         with journal.held():
-            run = _Run(desk, wanted, table, repository, journal, journal.load())
+            run = _Run(desk, wanted, table, repository, journal, journal.load(), told)
             if wanted.flags.drop_old:
                 return _drop_old(run)
             return _resume(run) if wanted.flags.resume else _begin(run)
@@ -156,7 +158,7 @@ def _begin(run: _Run) -> int:
         facts,
         list(run.last.kept) if run.last is not None else [],
     )
-    return _carry_out(desk, procedure, record, run.journal, snapshot)
+    return _carry_out(desk, procedure, record, run, snapshot)
 
 
 def _facts(
@@ -193,7 +195,7 @@ def _resume(run: _Run) -> int:
     last.book = last.book.resumed()
     procedure.settle(last)
     desk.output.note(f"Going on with the run of {show_moment(last.began)}.")
-    return _carry_out(desk, procedure, last, run.journal, snapshot)
+    return _carry_out(desk, procedure, last, run, snapshot)
 
 
 def _drop_old(run: _Run) -> int:
@@ -365,11 +367,14 @@ def _dry_run(run: _Run) -> int:
 
 
 def _carry_out(
-    desk: Desk, procedure: Procedure, record: Record, journal: Journal, snapshot: Snapshot
+    desk: Desk, procedure: Procedure, record: Record, run: _Run, snapshot: Snapshot
 ) -> int:
     from strongroom.operations.runbook import Work, carry_out  # noqa: PLC0415
     from strongroom.rules.promises import measure  # noqa: PLC0415
 
+    journal = run.journal
+    run.told.of(snapshot)
+    run.told.detail |= {"target": str(record.facts["name"]), "run": record.run}
     name = show_name(record.facts["name"])
     desk.output.line(f"Restoring {_title(snapshot)} as {name}")
     for step in record.book.steps:
@@ -416,6 +421,7 @@ def _carry_out(
             "gives it up"
         )
     desk.output.line(_way_back(record))
+    run.told.detail |= {"safety": str(record.facts.get("safety") or ""), "kept": list(record.kept)}
     body = {**_body(record, snapshot, warnings), "missed": measured.missed}
     problems = record.facts.get("problems") or []
     if problems:
@@ -428,6 +434,7 @@ def _carry_out(
         )
         return desk.output.finish("restore", body, lacking)
     if measured.missed:
+        run.told.missed, run.told.exit = True, PROMISE_MISSED
         desk.output.event("result", {"verb": "restore", "exit": PROMISE_MISSED, **body})
         return PROMISE_MISSED
     return desk.output.finish("restore", body, None)
