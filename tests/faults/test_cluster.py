@@ -267,6 +267,7 @@ def _mount(path: Path, size: int, flags: int = 0, *, inodes: int = 9999) -> int:
 _REMOUNT = 32
 
 
+@sweep
 def test_p57_a_target_that_is_full(life: Life) -> None:
     """Too small is refused before a byte is written; full in the middle does not start, and goes on
     where it was when there is room."""
@@ -311,6 +312,7 @@ def test_a_repository_that_is_full(life: Life) -> None:
 # -- another system under the same name --------------------------------------------------------
 
 
+@sweep
 def test_a_source_that_becomes_another_system(life: Life) -> None:
     """After pg_upgrade, or an initdb: refused until somebody says so; the old one stays in reach."""
     cluster = life.cluster
