@@ -130,7 +130,9 @@ def test_what_cannot_be_opened_is_said(story: Story, opener: Opener) -> None:
     opener.run("open", "db:path", status=2)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize(
+    "number", [pytest.param(signal.SIGINT, marks=pytest.mark.sweep), signal.SIGTERM]
+)
 def test_it_is_open_until_somebody_says_enough(
     story: Story, opener: Opener, number: signal.Signals
 ) -> None:
@@ -146,7 +148,9 @@ def test_it_is_open_until_somebody_says_enough(
     gone(opener, children)
 
 
-@pytest.mark.parametrize("victim", ["us", "guard", "server"])
+@pytest.mark.parametrize(
+    "victim", ["us", *(pytest.param(one, marks=pytest.mark.sweep) for one in ("guard", "server"))]
+)
 def test_after_kill_9_nothing_is_left(story: Story, opener: Opener, victim: str) -> None:
     process, dsn = opener.foreground(story)
     ours = psutil.Process(process.pid)

@@ -148,7 +148,8 @@ def forked() -> Iterator[tuple[LedgerRoom, list[Line]]]:
 
 
 @pytest.mark.parametrize(
-    "kind", ["xid", "time", "lsn", pytest.param("partial", marks=pytest.mark.sweep)]
+    "kind",
+    ["time", "lsn", *(pytest.param(one, marks=pytest.mark.sweep) for one in ("xid", "partial"))],
 )
 def test_a_prepared_transaction_just_before_a_fork(
     forked: tuple[LedgerRoom, list[Line]], kind: str

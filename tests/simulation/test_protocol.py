@@ -60,7 +60,10 @@ def test_a_run_is_repeated_exactly() -> None:
     assert first.storage.objects == second.storage.objects
 
 
-@pytest.mark.parametrize("seed", range(0, 120, 10))
+@pytest.mark.parametrize(
+    "seed",
+    [*range(0, 60, 10), *(pytest.param(n, marks=pytest.mark.sweep) for n in range(60, 120, 10))],
+)
 def test_random_orders_with_deaths(seed: int) -> None:
     worlds = Worlds()
     for number in range(seed, seed + 10):

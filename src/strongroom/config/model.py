@@ -447,7 +447,7 @@ class Configuration(Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
         Meta(
             description="Every how many-th of the sealed frames is opened again and compared before "
             "it is put. 1 opens them all: a compressor, cipher or memory that corrupts never ends "
-            "in a green run. Others sample, and save a fifth of a first backup's time.",
+            "in a green run. Others sample, and save a fifth of a first backup's CPU time.",
             ge=1,
             le=1024,
         ),

@@ -42,6 +42,7 @@ from strongroom.repository.wal import WalStore
 from strongroom.storage.base import Buffer
 from strongroom.storage.memory import MemoryStorage
 
+CONFIRMS = ["spool", pytest.param("repository", marks=pytest.mark.sweep)]
 OTHERS = [pytest.param(15, marks=pytest.mark.sweep), 16, pytest.param(18, marks=pytest.mark.sweep)]
 
 
@@ -55,7 +56,7 @@ def place() -> Iterator[Place]:
 # -- what is confirmed -------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("confirm", ["spool", "repository"])
+@pytest.mark.parametrize("confirm", CONFIRMS)
 @pytest.mark.parametrize("major", OTHERS)
 def test_trap_34_a_commit_that_was_confirmed_is_there(
     place: Place, major: int, confirm: str
@@ -97,7 +98,7 @@ def test_trap_34_what_nobody_applies_is_not_waited_for(place: Place) -> None:
         )
 
 
-@pytest.mark.parametrize("confirm", ["spool", "repository"])
+@pytest.mark.parametrize("confirm", CONFIRMS)
 def test_trap_35_a_server_that_shuts_down_does_not_wait(place: Place, confirm: str) -> None:
     """It waits until the shutdown's own record, in the middle of a segment, is confirmed."""
     with primary() as server:
@@ -155,6 +156,7 @@ def test_trap_36_other_log_in_the_same_place_is_refused(place: Place) -> None:
             assert place.segment(partial.stem) == mine
 
 
+@pytest.mark.sweep
 def test_trap_36_what_proves_nothing_is_received_again(place: Place) -> None:
     """A torn end of the spool, as a crash of the machine may leave it."""
     with primary() as server:
@@ -235,6 +237,7 @@ def test_trap_38_every_history_is_fetched_and_timelines_are_followed(place: Plac
         assert [each["timeline"] for each in place.events("timeline")] == [2, 3]
 
 
+@pytest.mark.sweep
 def test_a_standby_is_promoted_while_it_is_received_from(place: Place) -> None:
     """In the stream itself; then the old primary, which still streams, is refused (trap 39)."""
     with primary() as server:
@@ -347,6 +350,7 @@ class Away(MemoryStorage):
         super().put(name, data, if_absent=if_absent)
 
 
+@pytest.mark.sweep
 def test_a_repository_that_is_away_delays_no_commit_and_loses_nothing(tmp_path: Path) -> None:
     storage, told, asked = Away(), list[tuple[str, str]](), threading.Event()
     store = WalStore(new_room(storage))

@@ -291,7 +291,7 @@ class PhysicalSink:
             config = self._external(snapshot, data, writer, facts)
             self._configure(snapshot, data, facts, spaces)
             control = self._control(snapshot, facts)
-            self._amend_manifest(data)
+            self._amend_manifest(data, facts)
             if old:
                 for place in places:
                     self._clear(place, facts)
@@ -546,7 +546,7 @@ class PhysicalSink:
         self._changed[_CONTROL] = made
         return _Control(made, entry.mode, self._owner(entry))
 
-    def _amend_manifest(self, data: _Place) -> None:
+    def _amend_manifest(self, data: _Place, facts: PhysicalFacts) -> None:
         """backup_manifest tells of the files that are another's now, so that pg_verifybackup has
         nothing to say of them; it passes over those of recovery itself."""
         root = data.folders.root
@@ -555,9 +555,9 @@ class PhysicalSink:
         except (OSError, ValueError):
             return  # pg_verifybackup says it
         files = {file.path: file for file in manifest.files}
-        now = int(time.time())
+        when = int(facts.stop_time.timestamp())  # the same restore writes the same bytes
         for path, content in self._changed.items():
-            files[path] = File.summed(path, len(content), now, crc32c(content))
+            files[path] = File.summed(path, len(content), when, crc32c(content))
         made = replace(manifest, files=tuple(files.values())).encode()
         self._put(root, _MANIFEST, made, 0o600)
 
