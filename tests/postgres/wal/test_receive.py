@@ -41,6 +41,7 @@ from strongroom.operations.back_up import back_up
 from strongroom.operations.can_restore import answer
 from strongroom.operations.points import all_points, look
 from strongroom.operations.recovering import Opening, opened
+from strongroom.postgres.embedded import EmbeddedServer
 from strongroom.postgres.physical.stream import StreamSource
 from strongroom.postgres.server import Conninfo
 from strongroom.postgres.wal.copies import CopiedWal
@@ -284,15 +285,20 @@ def test_trap_38_every_history_is_fetched_and_timelines_are_followed(place: Plac
         assert [each["timeline"] for each in place.events("timeline")] == [2, 3]
 
 
+def standby_of(server: EmbeddedServer) -> Copy:
+    """A standby that streams from a server, to be started."""
+    server.stop()
+    standby = Copy(server, "standby.signal", primary_conninfo=server.dsn)
+    server.start()
+    return standby
+
+
 @pytest.mark.sweep
 def test_a_standby_is_promoted_while_it_is_received_from(place: Place) -> None:
     """In the stream itself; then the old primary, which still streams, is refused (trap 39)."""
     with primary() as server:
         run(server, FILL)
-        server.stop()
-        standby = Copy(server, "standby.signal", primary_conninfo=server.dsn)
-        server.start()
-        with standby:
+        with standby_of(server) as standby:
             receiver = place.start(standby, server)
             run(server, FILL)
             end = position(server)
@@ -313,10 +319,7 @@ def test_a_standby_is_promoted_while_it_is_received_from(place: Place) -> None:
 def test_a_standby_is_followed_through_its_promotion(place: Place) -> None:
     with primary() as server:
         run(server, FILL)
-        server.stop()
-        standby = Copy(server, "standby.signal", primary_conninfo=server.dsn)
-        server.start()
-        with standby:
+        with standby_of(server) as standby:
             receiver = place.start(standby)
             run(server, FILL)
             assert one(standby, "SELECT pg_promote(true, 30)")
