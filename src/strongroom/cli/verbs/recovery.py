@@ -581,6 +581,7 @@ def table(
     from strongroom.operations.table import take_table  # noqa: PLC0415
 
     desk = Desk(everywhere)
+    how = opening.how(desk)
     with desk.repository() as repository:
         cluster, found = found_at(desk, repository, place, NO_TARGET)
         verdict = found.verdict
@@ -594,7 +595,7 @@ def table(
                 output,
                 database=database or wiring.database_of(configured),
                 clients=wiring.clients(configured),
-                how=opening.how(desk),
+                how=how,
                 jobs=desk.jobs,
                 progress=progress,
             )
