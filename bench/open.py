@@ -14,8 +14,8 @@ from collections.abc import Sequence
 
 from bench.files import fresh
 from bench.measure import Row, missing, size_of
-from bench.peers import OURS
-from bench.physical import _strongroom, fill
+from bench.peers import OURS, Strongroom
+from bench.physical import configured, fill
 from strongroom.errors import NotFound
 from strongroom.postgres.embedded import EmbeddedServer, find_server
 
@@ -86,7 +86,7 @@ def make(work: str, server: EmbeddedServer, copies: int) -> None:
     with server.connect() as connection:
         for number in range(copies):
             connection.execute(f"CREATE TABLE features_{number} AS TABLE features".encode())
-    ours = _strongroom(work, server)
+    ours = Strongroom(work, configured(server))
     ours.init()
     with server.connect() as connection:
         for setting in _ARCHIVING:

@@ -25,6 +25,7 @@ from strongroom.format import keyset as keysets
 from strongroom.format.frame import FRAME_SIZE
 from strongroom.format.keyset import Keyset
 from strongroom.format.wal import Fork, RestorePoint, SegmentFacts
+from strongroom.format.walfile import Part
 from strongroom.operations.stats import stats
 from strongroom.operations.wal_retention import prune_wal
 from strongroom.progress import Silent
@@ -516,3 +517,71 @@ def test_a_prune_leaves_the_wal_alone_and_stats_count_it(
     ]
     assert (counted.wal_files, counted.wal_size) == (2, sum(files))
     assert counted.objects["wal"] == 4
+
+
+# -- segments that are not whole yet -----------------------------------------------------------
+
+
+def put_parts(store: WalStore, data: memoryview, *ends: tuple[int, int]) -> None:
+    for start, end in ends:
+        facts = replace(FACTS, last=FACTS.start + end, whole=False)
+        store.put_part(SYSTEM, Part(FIRST, start, end), data[start:end], facts=facts)
+
+
+def test_parts_of_a_segment_join(storage: MemoryStorage, store: WalStore) -> None:
+    data = segment("parts")
+    with pytest.raises(ObjectMissing):
+        store.get_begun(SYSTEM, FIRST)
+    put_parts(
+        store, data, (0, 1000), (1000, 2500), (1000, 2500), (0, 900), (900, 4000), (5000, 6000)
+    )
+    assert store.get_begun(SYSTEM, FIRST) == bytes(data[:4000])
+    (begun,) = store.listing(SYSTEM).timelines[1].begun
+    assert (begun.name, begun.end) == (FIRST, 4000)
+    assert begun.facts is not None
+    assert begun.facts.last == FACTS.start + 4000
+    report = Checker(open_room(storage, "check"), progress=Silent()).run(3)
+    assert (report.findings, report.notes) == ([], [])
+    # Once the segment is there, they are of no use, and go.
+    assert not store.listing(SYSTEM).timelines[1].segments
+    store.drop_parts(SYSTEM, FIRST)
+    assert store.get_begun(SYSTEM, FIRST) == bytes(data[:4000])
+    store.put(SYSTEM, FIRST, data, facts=FACTS)
+    assert store.listing(SYSTEM).timelines[1].begun == []
+    store.drop_parts(SYSTEM, FIRST)
+    assert [one.name for one in storage.list("wal/") if "parts/" in one.name] == []
+
+
+def test_other_bytes_for_a_part_are_refused(store: WalStore) -> None:
+    put_parts(store, segment("one"), (0, 1000))
+    with pytest.raises(WalConflict):
+        put_parts(store, segment("other"), (0, 1000))
+    (conflict,) = store.listing(SYSTEM).timelines[1].conflicts
+    assert conflict.name == FIRST
+
+
+@pytest.mark.parametrize("byte", [30, 700, -5])
+def test_a_damaged_part_is_named(storage: MemoryStorage, store: WalStore, byte: int) -> None:
+    put_parts(store, segment("parts"), (0, 1000))
+    (place,) = [one.name for one in storage.list("wal/") if "parts/" in one.name]
+    data = bytearray(storage.get(place))
+    data[byte] ^= 1
+    storage.delete([place])
+    storage.put(place, data)
+    with pytest.raises((Damaged, KeyRefused)):
+        store.get_begun(SYSTEM, FIRST)
+    report = Checker(open_room(storage, "check"), progress=Silent()).run(3)
+    assert [each.object for each in report.findings] == [place]
+
+
+def test_names_of_parts() -> None:
+    part = Part(FIRST, 16, 4096)
+    assert str(part) == f"{FIRST}-00000010-00001000"
+    assert Part.parse(str(part)) == part
+    place = walfile.place_of("parts", SYSTEM, str(part))
+    assert walfile.parse_object(place).sort == "parts"
+    for bad in (f"{FIRST}-00001000-00000010", f"{FIRST}-10-20", f"{FIRST}"):
+        with pytest.raises(ValueError, match="part"):
+            Part.parse(bad)
+    with pytest.raises(ValueError, match="not the name"):
+        walfile.parse_object(place.replace("/00000001/", "/00000002/"))

@@ -30,7 +30,7 @@ from strongroom.config.loading import load
 from strongroom.format.wal import history_name, lsn_text, parse_history
 from strongroom.operations.can_restore import answer, require
 from strongroom.operations.points import look
-from strongroom.operations.recovering import sandbox_of
+from strongroom.operations.recovering import Opening, opened
 from strongroom.postgres.embedded import EmbeddedServer, Installation
 from strongroom.postgres.physical.facts import PhysicalFacts
 from strongroom.progress import Silent
@@ -197,7 +197,9 @@ class LedgerRoom:
         with self.repository() as repository:
             cluster = look(repository, "db")
             verdict = require(answer(cluster, _rule(target)), cluster)
-            with sandbox_of(repository, cluster, verdict, jobs=None, progress=Silent()) as sandbox:
+            with opened(
+                repository, cluster, verdict, how=Opening(fuse=False), jobs=None, progress=Silent()
+            ) as sandbox:
                 yield sandbox
 
     @property

@@ -69,6 +69,11 @@ def test_the_example_of_the_design(write: Write) -> None:
 
 
 FAULTS = [
+    (
+        '[source.d]\ntype = "postgres"\ndsn = "host=a"\nslot = "Bad Name"',
+        "4: source.d.slot",
+        "must be 1 to 63 of a-z",
+    ),
     ('[repositry]\nurl = "/r"', "1: repositry", 'no key here; did you mean "repository"?'),
     ('[repository]\nur = "/r"', "2: repository.ur", 'did you mean "url"?'),
     ('[repository]\nzzz = "/r"', "2: repository.zzz", "no key here"),

@@ -125,6 +125,18 @@ def test_trap_46_never_a_backup_that_does_not_fit() -> None:
     ]
 
 
+def test_a_backup_during_which_the_clock_was_set_back_begins_its_window_late() -> None:
+    """Its own log has a transaction that ended after its stop: recovery to before that ends in it."""
+    log = Log(SIZE, {1: Held({7: segment(7), 8: segment(9), 9: segment(6), 10: segment(11)})})
+    bases = [Base("back", 1, 7 * SIZE, 9 * SIZE + 8, at(5.5))]
+    refused = can_restore(bases, log, time(8))
+    assert not refused.yes and "the clock was set back since" in refused.reasons[0]
+    assert refused.after == at(9)
+    assert can_restore(bases, log, time(9)).yes
+    (window,) = points(bases, log).windows
+    assert window.start_time == at(9)
+
+
 def test_trap_47_beyond_the_last_commit() -> None:
     verdict = can_restore([base("a", 1.1, 1)], one_line(range(1, 6)), time(5))
     assert text(verdict) == [
@@ -218,7 +230,7 @@ def test_the_newer_timeline_serves_where_the_older_one_lacks_the_segment_of_the_
     assert can_restore([base("a", 3.1, 3)], log, Target("xid", xid=7, lsn=FORK)).timeline == 2
     partials[5] = Facts(FORK)  # type: ignore[index]
     verdict = can_restore([base("a", 3.1, 3)], log, Target("xid", xid=7, lsn=FORK))
-    assert (verdict.timeline, verdict.partial) == (1, True)
+    assert (verdict.timeline, verdict.unfinished) == (1, True)
     assert verdict.runs == [Run(1, 3, 5)]
 
 

@@ -15,11 +15,16 @@ if TYPE_CHECKING:
 _ID = re.compile(r"latest|oldest|[0-9a-f]{1,64}", re.ASCII)
 
 
+def is_id(point: str) -> bool:
+    """Whether a point is the beginning of an id, `latest` or `oldest`, and no time."""
+    return _ID.fullmatch(point) is not None
+
+
 def find(desk: Desk, repository: Repository, source: str, point: str) -> Snapshot:
     """The backup at a point: "" or `latest`, `oldest`, the beginning of an id, or a time."""
     from strongroom.operations import browse  # noqa: PLC0415 -- numpy behind it
 
-    if not point or _ID.fullmatch(point):
+    if not point or is_id(point):
         return browse.find_snapshot(repository, source, backup=point or "latest")
     return browse.find_snapshot(repository, source, at=desk.moment(point))
 
@@ -34,7 +39,7 @@ def chosen(
         raise UsageError("--backup and --at both choose a backup.", do="Give one of them.")
     if at is not None:
         return browse.find_snapshot(repository, source, at=desk.moment(at))
-    if backup is not None and not _ID.fullmatch(backup):
+    if backup is not None and not is_id(backup):
         raise UsageError(
             f"{backup!r} is no id.",
             do="Give the beginning of an id from `strongroom list`, `latest` or `oldest`.",

@@ -23,6 +23,7 @@ from strongroom.rules.schedule import check_argv
 
 SOURCE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", re.ASCII)
 _MAIL = re.compile(r"[!-?A-~]+@[A-Za-z0-9.-]+", re.ASCII)
+_SLOT = re.compile(r"[a-z0-9_]{1,63}", re.ASCII)
 SCHEMA_ID = "https://strongroom.dev/schema/strongroom-1.json"
 
 Jobs: TypeAlias = Annotated[int, Meta(ge=1, le=256)]
@@ -188,9 +189,6 @@ class Command(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
 Commands: TypeAlias = tuple[Annotated[tuple[str, ...], Meta(min_length=1)], ...]
 
 
-SlotName: TypeAlias = Annotated[str, Meta(pattern="^[a-z0-9_]{1,63}$")]
-
-
 class PostgresRunbook(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """What `restore --runbook` does around a database."""
 
@@ -278,7 +276,7 @@ class PostgresTable(
         ),
     ] = ()
     slot: Annotated[
-        SlotName | None,
+        str | None,
         Meta(
             description="Replication slot of `wal receive`; otherwise strongroom_ and the source's "
             "name."
@@ -496,6 +494,12 @@ def check_folder(path: str) -> None:
         check_remote(path)
 
 
+def check_slot(name: str) -> None:
+    """ValueError for what PostgreSQL takes for no name of a replication slot."""
+    if not _SLOT.fullmatch(name):
+        raise ValueError("must be 1 to 63 of a-z, 0-9 and `_`")
+
+
 def check_absolute(paths: str | tuple[str, ...]) -> None:
     """ValueError for a path that depends on where the program is started."""
     for path in (paths,) if isinstance(paths, str) else paths:
@@ -546,6 +550,7 @@ CHECKS: Mapping[tuple[type[Struct], str], Callable[[Any], None]] = {
     (RepositoryTable, "kms_key"): check_kms,
     (PostgresTable, "dsn"): check_dsn,
     (PostgresTable, "data_directory"): check_absolute,
+    (PostgresTable, "slot"): check_slot,
     (PostgresTable, "external"): check_absolute,
     (FilesTable, "path"): check_folder,
     (PostgresTable, "schedule"): check_schedule,

@@ -67,7 +67,7 @@ def _answer(cluster: Cluster, target: Target, backup: str | None) -> Answer:
     following: Commit | None = None
     near: list[Commit] = []
     try:
-        for commit in _around(cluster, timeline, number, partial=verdict.partial):
+        for commit in _around(cluster, timeline, number, unfinished=verdict.unfinished):
             near.append(commit)
             if commit.aborted:
                 continue
@@ -163,18 +163,15 @@ def _is_in(commit: Commit, target: Target, position: int | str | None) -> bool:
 
 
 def _around(
-    cluster: Cluster, timeline: int, number: int, *, partial: bool = False
+    cluster: Cluster, timeline: int, number: int, *, unfinished: bool = False
 ) -> Iterator[Commit]:
     """The ends of transactions in the segment where recovery stops, and those around it."""
     way = path_to(cluster.log, timeline)
     found = []
     for each in range(max(0, number - _NEAR), number + 2):
-        if way.there(each):
+        if way.there(each) or (unfinished and each == number):
             name = SegmentName(way.timeline_of(each), each, cluster.log.segment_size)
             found.append((name, _get(cluster, name)))
-        elif partial and each == number:
-            name = SegmentName(timeline, each, cluster.log.segment_size)
-            found.append((name, cluster.store.get(cluster.system_id, f"{name}.partial")))
         elif each < number:
             found.clear()
         else:

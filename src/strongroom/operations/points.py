@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from strongroom.errors import NotFound, ObjectMissing
+from strongroom.format import walfile
 from strongroom.format.wal import SegmentFacts, SegmentName, WalKind, kind_of
 from strongroom.operations.browse import list_snapshots
 from strongroom.postgres.physical.facts import PhysicalFacts, is_physical
@@ -15,8 +16,6 @@ from strongroom.repository.catalogue import Snapshot
 from strongroom.repository.repository import Repository
 from strongroom.repository.wal import Timeline, WalListing, WalStore
 from strongroom.rules.recovery import Base, Held, Log, Points, RecordedGap, points
-
-_SEGMENT_NAME, _DIGITS = 24, frozenset("0123456789ABCDEF")
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,11 +130,11 @@ def _base(name: str, facts: PhysicalFacts, snapshot: Snapshot) -> Base:
 
 
 def _log(listing: WalListing, size: int) -> Log:
-    damaged = [
-        (SegmentName.parse(name, size), fault.what.rstrip("."))
-        for place, fault in listing.unread.items()
-        if len(name := place.rpartition("/")[2]) == _SEGMENT_NAME and not set(name) - _DIGITS
-    ]
+    damaged = []
+    for object_name, fault in listing.unread.items():
+        place = walfile.parse_object(object_name)
+        if place.sort == "file" and kind_of(place.name) is WalKind.SEGMENT:
+            damaged.append((SegmentName.parse(place.name, size), fault.what.rstrip(".")))
     return Log(
         size,
         {
@@ -150,9 +149,14 @@ def _log(listing: WalListing, size: int) -> Log:
 def without(cluster: Cluster, name: SegmentName, why: str) -> Cluster:
     """The cluster as it is to be recovered when a segment turns out not to be what it should be."""
     held = cluster.log.timelines[name.timeline]
-    segments = {number: facts for number, facts in held.segments.items() if number != name.number}
-    gaps = (*held.gaps, RecordedGap(name.start, name.end, why))
-    made = dataclasses.replace(held, segments=segments, gaps=gaps)
+    number = name.number
+    made = dataclasses.replace(
+        held,
+        segments={each: facts for each, facts in held.segments.items() if each != number},
+        partials={each: facts for each, facts in held.partials.items() if each != number},
+        begun=held.begun - {number},
+        gaps=(*held.gaps, RecordedGap(name.start, name.end, why)),
+    )
     log = Log(cluster.log.segment_size, {**cluster.log.timelines, name.timeline: made})
     return dataclasses.replace(cluster, log=log)
 

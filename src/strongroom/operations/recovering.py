@@ -18,8 +18,6 @@ from strongroom.progress import Progress
 from strongroom.repository.repository import Repository
 from strongroom.rules.recovery import Verdict
 
-_SEGMENT_NAME = 24  # characters
-
 
 def recovery_of(
     verdict: Verdict,
@@ -47,9 +45,9 @@ def recovery_of(
     )
 
 
-def wants_partial(verdict: Verdict) -> bool:
+def wants_unfinished(verdict: Verdict) -> bool:
     """Whether what there is of an unfinished segment is to stand in for one that is not there."""
-    return verdict.partial or verdict.unfinished or verdict.target.kind == "latest"
+    return verdict.unfinished or verdict.target.kind == "latest"
 
 
 def _nothing(*_: object) -> None:
@@ -87,11 +85,11 @@ def opened(
     snapshot = cluster.snapshots[verdict.base.id]
     facts = cluster.facts[verdict.base.id]
 
-    partial = wants_partial(verdict)
+    unfinished = wants_unfinished(verdict)
 
     def fetch(name: str) -> bytes | None:
         with suppress(ObjectMissing):
-            return cluster.wal(name, unfinished=partial)
+            return cluster.wal(name, unfinished=unfinished)
         return None
 
     with ExitStack() as stack:
@@ -131,4 +129,4 @@ def opened(
         yield sandbox
 
 
-__all__ = ["Opening", "opened", "recovery_of", "wants_partial"]
+__all__ = ["Opening", "opened", "recovery_of", "wants_unfinished"]

@@ -187,9 +187,8 @@ class Verdict:
     """Can it be recovered? With the reasons; of a NO, what is nearest on both sides.
 
     `timeline` is what PostgreSQL is told (None: the backup's own). `around` is the segment in which
-    recovery stops, `large` transactions with much log there or next to it: xid, bytes. `partial`:
-    the last segment is there as a `.partial` only, which holds what is wanted of it; `unfinished`:
-    only its beginning is there, as it was received.
+    recovery stops, `large` transactions with much log there or next to it: xid, bytes. `unfinished`:
+    of the last segment its beginning alone is there, as a `.partial` or as it was received.
     """
 
     yes: bool
@@ -204,7 +203,6 @@ class Verdict:
     before: datetime | None = None  # the last moment before the target that can be recovered
     after: datetime | None = None
     notes: Sequence[str] = ()
-    partial: bool = False
     unfinished: bool = False
 
     @property
@@ -391,7 +389,7 @@ def _windows(way: _Path, good: Sequence[Base], begins: int) -> list[Window]:
         start = max(base.stop, begins)
         ends = _last_end(way, start, last)
         commit = _last_commit(way, start, last)
-        since = base.stop_time
+        since = max(base.stop_time, _last_end_within(way, base) or base.stop_time)
         if begins > base.stop:
             since = max(
                 since, _last_commit(way, base.stop, begins // way.log.segment_size - 1) or since
@@ -435,6 +433,11 @@ def _last_end(way: _Path, start: int, last: int) -> datetime | None:
         if (facts := way.facts(number)) is not None and facts.last_end is not None
     ]
     return max(times, default=None)
+
+
+def _last_end_within(way: _Path, base: Base) -> datetime | None:
+    """The same in the log of a backup itself: later than its stop where the clock was set back."""
+    return _last_end(way, base.start, base.stop // way.log.segment_size - 1)
 
 
 def _last_commit(way: _Path, start: int, last: int) -> datetime | None:
@@ -567,15 +570,12 @@ def _on_older(way: _Path, target: Target, found: Verdict) -> Verdict:
                 return found
             first = found.base.start // way.log.segment_size
             held = way.log.timelines.get(timeline, Held())
-            facts = held.segments.get(number)
             whole = number in held.segments and number not in held.begun
-            received = number in held.begun and _reaches(facts, end)
-            partial = _reaches(held.partials.get(number), end)
+            begun = held.segments.get(number), held.partials.get(number)
             if all(older.there(each) for each in range(first, number)) and (
-                whole or received or partial
+                whole or any(_reaches(facts, end) for facts in begun)
             ):
-                verdict = _yes(older, found.base, number, target)
-                return replace(verdict, partial=partial and not (whole or received))
+                return replace(_yes(older, found.base, number, target), unfinished=not whole)
             return found
     return found
 
@@ -636,13 +636,12 @@ def _stops(way: _Path, base: Base, last: int, target: Target, position: int | No
         return max(position - (0 if at_end else 1), 0) // size
     assert target.time is not None
     unknown = 0
-    for number in range(base.start // size, base.stop // size):
-        facts = way.facts(number)
-        if facts is not None and facts.last_end is not None and facts.last_end > target.time:
-            return (
-                f"PostgreSQL would stop before its end: a transaction in it ended at"
-                f" {show(facts.last_end)}, and the clock was set back since"
-            )
+    within = _last_end_within(way, base)
+    if within is not None and within > target.time:
+        return (
+            f"PostgreSQL would stop before its end: a transaction in it ended at"
+            f" {show(within)}, and the clock was set back since"
+        )
     for number in range(base.stop // size, last + 1):
         facts = way.facts(number)
         if facts is None:

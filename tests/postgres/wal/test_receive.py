@@ -9,6 +9,7 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -33,13 +34,23 @@ from postgres.wal.receiving import (
     written,
 )
 from postgres.wal.room import WalRoom, until
-from rooms import new_room
+from rooms import new_room, open_room
 from strongroom.errors import StorageUnreachable
 from strongroom.format.wal import SegmentName, lsn_text, parse_lsn
+from strongroom.operations.back_up import back_up
+from strongroom.operations.can_restore import answer
+from strongroom.operations.points import all_points, look
+from strongroom.operations.recovering import Opening, opened
+from strongroom.postgres.embedded import EmbeddedServer
+from strongroom.postgres.physical.stream import StreamSource
 from strongroom.postgres.server import Conninfo
+from strongroom.postgres.wal.copies import CopiedWal
 from strongroom.postgres.wal.slots import ask_slot
+from strongroom.progress import Silent
 from strongroom.repository.wal import WalStore
+from strongroom.rules.recovery import Target
 from strongroom.storage.base import Buffer
+from strongroom.storage.local import LocalStorage
 from strongroom.storage.memory import MemoryStorage
 
 CONFIRMS = ["spool", pytest.param("repository", marks=pytest.mark.sweep)]
@@ -50,7 +61,8 @@ OTHERS = [pytest.param(15, marks=pytest.mark.sweep), 16, pytest.param(18, marks=
 def place() -> Iterator[Place]:
     with new_place() as made:
         yield made
-        print(made.told.read_text())  # shown where a test fails
+        if made.told.exists():
+            print(made.told.read_text())  # shown where a test fails
 
 
 # -- what is confirmed -------------------------------------------------------------------------
@@ -96,6 +108,42 @@ def test_trap_34_what_nobody_applies_is_not_waited_for(place: Place) -> None:
         run(
             server, "SET synchronous_commit = local", "ALTER SYSTEM RESET synchronous_standby_names"
         )
+
+
+def test_trap_34_only_what_is_synced_is_called_durable(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While the sync of the spool does not return, no commit does."""
+    told, asked, go, done = list[str](), threading.Event(), threading.Event(), threading.Event()
+    synced = os.fdatasync
+
+    def slow(file: int) -> None:
+        go.wait(60)
+        synced(file)
+
+    with primary(synchronous_standby_names=SLOT) as server:
+        words = (
+            place.store(),
+            place.spool,
+            dsn_of(server),
+            {},
+            lambda kind, *_, **__: told.append(kind),
+        )
+        thread = threading.Thread(target=receive, args=(*words, asked), daemon=True)
+        monkeypatch.setattr(os, "fdatasync", slow)
+        thread.start()
+        until(lambda: "connected" in told)
+
+        def commit() -> None:
+            run(server, "INSERT INTO t VALUES (1)")
+            done.set()
+
+        threading.Thread(target=commit, daemon=True).start()
+        assert not done.wait(1.5)
+        go.set()
+        assert done.wait(60)
+        asked.set()
+        thread.join(60)
 
 
 @pytest.mark.parametrize("confirm", CONFIRMS)
@@ -237,15 +285,20 @@ def test_trap_38_every_history_is_fetched_and_timelines_are_followed(place: Plac
         assert [each["timeline"] for each in place.events("timeline")] == [2, 3]
 
 
+def standby_of(server: EmbeddedServer) -> Copy:
+    """A standby that streams from a server, to be started."""
+    server.stop()
+    standby = Copy(server, "standby.signal", primary_conninfo=server.dsn)
+    server.start()
+    return standby
+
+
 @pytest.mark.sweep
 def test_a_standby_is_promoted_while_it_is_received_from(place: Place) -> None:
     """In the stream itself; then the old primary, which still streams, is refused (trap 39)."""
     with primary() as server:
         run(server, FILL)
-        server.stop()
-        standby = Copy(server, "standby.signal", primary_conninfo=server.dsn)
-        server.start()
-        with standby:
+        with standby_of(server) as standby:
             receiver = place.start(standby, server)
             run(server, FILL)
             end = position(server)
@@ -266,10 +319,7 @@ def test_a_standby_is_promoted_while_it_is_received_from(place: Place) -> None:
 def test_a_standby_is_followed_through_its_promotion(place: Place) -> None:
     with primary() as server:
         run(server, FILL)
-        server.stop()
-        standby = Copy(server, "standby.signal", primary_conninfo=server.dsn)
-        server.start()
-        with standby:
+        with standby_of(server) as standby:
             receiver = place.start(standby)
             run(server, FILL)
             assert one(standby, "SELECT pg_promote(true, 30)")
@@ -394,6 +444,48 @@ def test_a_repository_that_is_away_delays_no_commit_and_loses_nothing(tmp_path: 
                 assert store.get(system, each.name) == mine
         # One whole segment stays, for what it leaves to the next, and the unfinished one.
         assert len(os.listdir(spool / f"{system:016x}")) == 2
+
+
+# -- recovered from ----------------------------------------------------------------------------
+
+
+def test_trap_43_a_segment_that_was_received_unfinished_is_delivered_full(place: Place) -> None:
+    """A backup, commits that were confirmed, the loss of server and receiver: all of them are back."""
+    storage = LocalStorage(str(place.root / "repository"))
+    with primary(synchronous_standby_names=SLOT) as server:
+        receiver = place.start(server)
+        repository = open_room(storage, "backup")
+        source = StreamSource("db", server.dsn, archive=CopiedWal(WalStore(repository), "db"))
+        back_up(repository, source, progress=Silent())
+        for _ in range(3):
+            run(server, FILL)
+        run(server, "INSERT INTO t VALUES (-7, 'the last')")
+        receiver.kill()
+        crash(server)
+        place.drain(server)
+    repository = open_room(storage, "restore")
+    cluster = look(repository, "db")
+    (window,) = all_points(cluster).windows
+    found = answer(cluster, Target("latest"))
+    assert found.verdict.unfinished
+    # As far as the last commit, and to a time in the unfinished segment.
+    last = window.last_target
+    assert last is not None
+    assert answer(cluster, Target("time", time=last)).verdict.unfinished
+    assert not answer(cluster, Target("time", time=last + timedelta(seconds=1))).verdict.yes
+    with (
+        opened(
+            repository,
+            cluster,
+            found.verdict,
+            how=Opening(fuse=False),
+            jobs=2,
+            progress=Silent(),
+        ) as sandbox,
+        sandbox.connect() as connection,
+    ):
+        row = connection.execute("SELECT count(*), min(a) FROM t").fetchone()
+    assert row == (1201, -7)
 
 
 # -- the command -------------------------------------------------------------------------------

@@ -464,7 +464,7 @@ def _primary(conninfo: str | None, *, standby: bool) -> str:
 
 
 def _fetch_command(desk: Desk, verdict: Verdict, *, standby: bool) -> str:
-    from strongroom.operations.recovering import wants_partial  # noqa: PLC0415
+    from strongroom.operations.recovering import wants_unfinished  # noqa: PLC0415
 
     flags = desk.flags
     return wiring.fetch_command(
@@ -475,7 +475,7 @@ def _fetch_command(desk: Desk, verdict: Verdict, *, standby: bool) -> str:
         passphrase_file=flags.passphrase_file,
         recovery_code_file=flags.recovery_code_file,
         standby=standby,
-        partial=wants_partial(verdict) and not standby,
+        partial=wants_unfinished(verdict) and not standby,
     )
 
 
@@ -541,16 +541,14 @@ def found_at(
     desk: Desk, repository: Repository, place: str, flags: TargetFlags
 ) -> tuple[Cluster, Answer]:
     """The cluster and the point that SOURCE@T, or SOURCE and flags, name; NotFound for a NO."""
-    from strongroom.cli.points import _ID  # noqa: PLC0415
+    from strongroom.cli.points import is_id  # noqa: PLC0415
     from strongroom.operations.can_restore import answer, require  # noqa: PLC0415
     from strongroom.operations.points import look  # noqa: PLC0415
 
     where = parse_place(place)
     if where.path:
         raise UsageError(f"{place} names a path.", do="Write SOURCE@T and nothing behind it.")
-    is_id = bool(where.point) and _ID.fullmatch(where.point) is not None
-    at = where.point if where.point and not is_id else None
-    backup = where.point if is_id else None
+    at, backup = (None, where.point) if is_id(where.point) else (where.point or None, None)
     base = _backup(repository, where.source, backup)
     cluster = look(repository, where.source, backup=base)
     found = answer(cluster, target_of(desk, flags, at, backup=backup), backup=base)
@@ -587,6 +585,7 @@ def table(
     from strongroom.operations.table import take_table  # noqa: PLC0415
 
     desk = Desk(everywhere)
+    how = opening.how(desk)
     what = f"read table {name} of {place}"
     with (
         desk.recorded("read", source=parse_place(place).source, what=what) as run,
@@ -607,7 +606,7 @@ def table(
                 output,
                 database=database or wiring.database_of(configured),
                 clients=wiring.clients(configured),
-                how=opening.how(desk),
+                how=how,
                 jobs=desk.jobs,
                 progress=progress,
             )

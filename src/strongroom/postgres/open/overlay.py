@@ -208,30 +208,24 @@ class Overlay:
     def unlink(self, folder: Node, name: bytes) -> None:
         """Take a name of a file away."""
         with self._lock:
-            children = _children(folder)
-            node = children.get(name)
-            if node is None:
-                raise OSError(errno.ENOENT, "no such name")
-            if node.children is not None:
+            if _named(folder, name).children is not None:
                 raise OSError(errno.EISDIR, "a directory")
-            del children[name]
-            folder.mtime_ns = self._now()
-            self._unname(node)
+            self._take_away(folder, name)
 
     def rmdir(self, folder: Node, name: bytes) -> None:
         """Take an empty directory away."""
         with self._lock:
-            children = _children(folder)
-            node = children.get(name)
-            if node is None:
-                raise OSError(errno.ENOENT, "no such name")
+            node = _named(folder, name)
             if node.children is None:
                 raise OSError(errno.ENOTDIR, "no directory")
             if node.children:
                 raise OSError(errno.ENOTEMPTY, "not empty")
-            del children[name]
-            folder.mtime_ns = self._now()
-            self._unname(node)
+            self._take_away(folder, name)
+
+    def _take_away(self, folder: Node, name: bytes) -> None:
+        node = _children(folder).pop(name)
+        folder.mtime_ns = self._now()
+        self._unname(node)
 
     def rename(self, old: Node, name: bytes, new: Node, to: bytes, flags: int = 0) -> None:
         """Give what has a name another one, in the place of what had it."""
@@ -396,6 +390,14 @@ class Overlay:
         with self._lock:
             if not mode & KEEP_SIZE:
                 node.size = max(node.size, offset + length)
+
+
+def _named(folder: Node, name: bytes) -> Node:
+    """What has a name in a directory; ENOENT."""
+    node = _children(folder).get(name)
+    if node is None:
+        raise OSError(errno.ENOENT, "no such name")
+    return node
 
 
 def _children(folder: Node) -> dict[bytes, Node]:

@@ -78,9 +78,16 @@ class OpenedServer(Sandbox):
         _require_device()
         sweep(scratch)
         self._lock = _lock(self.directory)
+        try:
+            self._prepare(snapshot, facts, cache)
+        except BaseException:
+            self.close()
+            raise
+
+    def _prepare(self, snapshot: SnapshotReader, facts: PhysicalFacts, cache: int) -> None:
+        """Lay out the directory, and the tree that will be served."""
         room = shutil.disk_usage(self.directory)
         if room.free < _LEAST_ROOM:
-            self.close()
             raise TargetFull(
                 f"{os.path.dirname(self.directory)} has room for {room.free:,} bytes only.",
                 means="Nothing was started; what an opened server writes would go there.",
