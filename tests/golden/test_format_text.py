@@ -72,7 +72,7 @@ def test_the_labels_are_found_at_all() -> None:
 
 
 def test_kinds() -> None:
-    listed = ", ".join(f"`{kind.decode()}`" for kind in record.KINDS + record.WAL_KINDS)
+    listed = ", ".join(f"`{kind.decode()}`" for kind in record._EVERY)
     assert f"Kinds: {listed}." in " ".join(TEXT.split())
     for kind in (*session.CHUNK_KINDS, b"chunker", b"tree page"):
         assert f"`{kind.decode()}`" in TEXT, kind
