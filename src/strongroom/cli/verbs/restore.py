@@ -171,7 +171,8 @@ def restore(
 
         wanted = Wanted(source, to, backup, at, dry_run, not no_owner, files, databases, runbook)
         with desk.recorded("restore", source=source, what=f"restore {source} in place") as run:
-            run.nothing, run.detail = dry_run, {"runbook": True}
+            anew = not (runbook.resume or runbook.drop_old or files.path)
+            run.nothing, run.detail = dry_run, {"runbook": True, "whole": anew}
             return run_book(desk, wanted, run)
     if runbook.given():
         raise UsageError(f"{runbook.given()[0]} goes with --runbook.", do="Give both.")
@@ -226,6 +227,7 @@ def restore(
             raise
         run.files, run.size = outcome.files, outcome.size
         run.problems = len(outcome.problems)
+        run.detail["whole"] = not (files.path or databases.schema or databases.table)
         return _tell_outcome(desk, snapshot, outcome, wiring.steady() - began)
 
 
