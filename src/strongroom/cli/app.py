@@ -48,6 +48,7 @@ VERBS: dict[tuple[str, ...], tuple[str, Group]] = {
     ("notify", "test"): ("notify:test", MANAGE),
     ("serve",): ("schedule:serve", AUTOMATION),
     ("run-due",): ("schedule:run_due", AUTOMATION),
+    ("metrics",): ("metrics:metrics", AUTOMATION),
     ("schedule", "cron"): ("units:cron", AUTOMATION),
     ("schedule", "systemd"): ("units:systemd", AUTOMATION),
     ("schedule", "kubernetes"): ("units:kubernetes", AUTOMATION),

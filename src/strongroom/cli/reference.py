@@ -1,7 +1,7 @@
 """The reference pages, made from the code: `python -m strongroom.cli.reference [FOLDER]`.
 
 cli.md from the verbs and their docstrings, config.md from the tables of the
-configuration, errors.md from the error tree. A test fails when a page is not
+configuration, errors.md from the error tree, metrics.md from what is told. A test fails when a page is not
 what this would write now.
 """
 
@@ -28,6 +28,8 @@ from strongroom.config.model import (
     FilesRunbook,
     FilesTable,
     JobTable,
+    LogTable,
+    MetricsTable,
     PagerDutyTable,
     PingTable,
     PostgresRunbook,
@@ -41,6 +43,7 @@ from strongroom.config.model import (
     json_schema,
 )
 from strongroom.config.places import search_path
+from strongroom.observe.metrics import METRICS, PREFIX
 
 MADE = "<!-- Made by `python -m strongroom.cli.reference`; change the code, not this page. -->"
 _EVERYWHERE = re.compile(r"\*\*Everywhere\*\*:\n\n(?:\* .*\n|  .*\n)+\n?")
@@ -78,12 +81,19 @@ _TABLES: list[tuple[str, type[Struct]]] = [
     ('[notify.NAME], type = "pagerduty"', PagerDutyTable),
     ('[notify.NAME], type = "apprise"', AppriseTable),
     ('[notify.NAME], type = "ping"', PingTable),
+    ("[metrics]", MetricsTable),
+    ("[log]", LogTable),
 ]
 
 
 def pages() -> dict[str, str]:
     """Every page by its file name."""
-    return {"cli.md": cli_page(), "config.md": config_page(), "errors.md": errors_page()}
+    return {
+        "cli.md": cli_page(),
+        "config.md": config_page(),
+        "errors.md": errors_page(),
+        "metrics.md": metrics_page(),
+    }
 
 
 def cli_page() -> str:
@@ -190,6 +200,28 @@ def errors_page() -> str:
     for page in found:
         lines += ["", f"## {page.code}", "", f"*Exit status {page.exit}.* {page.summary}", ""]
         lines += [f"**Means:** {page.means}", "", f"**To do:** {page.do}", "", page.text.strip()]
+    return "\n".join([*lines, ""])
+
+
+def metrics_page() -> str:
+    """Every metric."""
+    lines = [
+        MADE,
+        "",
+        "# Metrics",
+        "",
+        "Computed when a job ends (and by `serve` whenever it wakes), never when somebody asks: a",
+        "value is as old as `strongroom_computed_timestamp_seconds` says. What grows with time is",
+        "therefore also given as the moment that it grows from, and rules subtract that from",
+        "`time()`. What is not known has no sample. Sizes are in bytes, times in seconds, moments",
+        "in seconds since 1970. `docs/how-to/watch-with-prometheus.md` says how they are had.",
+        "",
+        "| metric | kind | labels | what it says |",
+        "| --- | --- | --- | --- |",
+    ]
+    for one in METRICS:
+        labels = ", ".join(f"`{label}`" for label in one.labels)
+        lines.append(f"| `{PREFIX}{one.name}` | {one.kind} | {labels} | {one.help} |")
     return "\n".join([*lines, ""])
 
 

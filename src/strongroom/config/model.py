@@ -420,6 +420,34 @@ class PingTable(
 NotifyTable: TypeAlias = SmtpTable | SlackTable | PagerDutyTable | AppriseTable | PingTable
 
 
+class MetricsTable(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """What Prometheus is told. Computed when a job ends, never when somebody asks."""
+
+    textfile: Annotated[
+        str | None,
+        Meta(
+            description="File that is replaced when a run has ended, for the textfile collector of"
+            " node_exporter; its name ends in .prom."
+        ),
+    ] = None
+    listen: Annotated[
+        str | None,
+        Meta(
+            description='Address at which `serve` answers, like "127.0.0.1:9187"; without a host,'
+            ' ":9187", only on this machine.'
+        ),
+    ] = None
+
+
+class LogTable(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """What goes to stderr."""
+
+    format: Annotated[
+        Literal["text", "json"],
+        Meta(description="Lines for people, or a JSON object a line, for a collector of logs."),
+    ] = "text"
+
+
 class Configuration(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """The whole of strongroom.toml."""
 
@@ -468,6 +496,8 @@ class Configuration(Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     notify: Annotated[
         Mapping[str, NotifyTable], Meta(description="Who is told, and how, by name.")
     ] = {}
+    metrics: Annotated[MetricsTable, Meta(description="What Prometheus is told.")] = MetricsTable()
+    log: Annotated[LogTable, Meta(description="What goes to stderr.")] = LogTable()
 
 
 def check_url(url: str) -> None:
@@ -543,6 +573,26 @@ def check_mail(addresses: str | tuple[str, ...]) -> None:
             raise ValueError('must be an address like "ops@example.com"')
 
 
+def check_textfile(path: str) -> None:
+    """ValueError for a file that node_exporter would pass over."""
+    if not path.endswith(".prom") or "\0" in path:
+        raise ValueError("must end in .prom, or node_exporter does not read it")
+
+
+def listen_address(text: str) -> tuple[str, int]:
+    """Host and port of "127.0.0.1:9187", "[::1]:9187" or ":9187"; ValueError."""
+    host, colon, port = text.rpartition(":")
+    host = host[1:-1] if host.startswith("[") and host.endswith("]") else host
+    if not colon or not port.isascii() or not port.isdecimal() or int(port) > 65535:
+        raise ValueError('must be an address and a port, like "127.0.0.1:9187"')
+    return host or "127.0.0.1", int(port)
+
+
+def check_listen(text: str) -> None:
+    """ValueError for what is no address to listen at."""
+    listen_address(text)
+
+
 # What a value must satisfy besides being of its kind.
 CHECKS: Mapping[tuple[type[Struct], str], Callable[[Any], None]] = {
     (Command, "env"): check_env,
@@ -564,6 +614,8 @@ CHECKS: Mapping[tuple[type[Struct], str], Callable[[Any], None]] = {
     (JobTable, "argv"): check_argv,
     (ScheduleTable, "check"): check_schedule,
     (ScheduleTable, "expire"): check_schedule,
+    (MetricsTable, "textfile"): check_textfile,
+    (MetricsTable, "listen"): check_listen,
 }
 
 # Text values that are parsed here; everything else is a plain TOML value.

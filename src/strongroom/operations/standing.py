@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, tzinfo
-from typing import Any
+from typing import Any, Literal
 from zoneinfo import ZoneInfo
 
 from strongroom.config.model import Configuration, Promise
@@ -208,10 +208,14 @@ class _Past:
 
 
 def _drilled(drill: Drilled) -> Proof:
-    word = drill.verdict
-    if drill.verifies:
-        return Proof(drill.ended, "drill", "green", drill.at, drill.what)
-    return Proof(drill.ended, "drill", "red" if word == "red" else "incomplete", None, drill.what)
+    words: Mapping[str, Literal["green", "slow", "incomplete", "red"]] = {
+        "green": "green",
+        "amber": "green",
+        "missed": "slow",
+        "incomplete": "incomplete",
+    }
+    at = drill.at if drill.verifies else None
+    return Proof(drill.ended, "drill", words.get(drill.verdict, "red"), at, drill.what)
 
 
 def _read_all(run: Run) -> bool:

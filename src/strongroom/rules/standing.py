@@ -51,14 +51,19 @@ class Hole:
 
 @dataclass(frozen=True, slots=True)
 class Proof:
-    """An attempt at a proof: `at` is the moment that was restored. An incomplete one shows nothing,
-    a red one that something does not restore."""
+    """An attempt at a proof: `at` is the moment that was restored. A slow one proves as well as a
+    green one, an incomplete one shows nothing, a red one that something does not restore."""
 
     ended: datetime
     by: By
-    word: Literal["green", "incomplete", "red"] = "green"
+    word: Literal["green", "slow", "incomplete", "red"] = "green"
     at: datetime | None = None
     what: str = ""
+
+    @property
+    def proves(self) -> bool:
+        """Whether it shows that the backup restores, in whatever time."""
+        return self.word in ("green", "slow")
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,6 +120,8 @@ class Standing:
     unusable: tuple[str, ...] = ()
     proved: Proof | None = None
     failed: Proof | None = None
+    drilled: datetime | None = None
+    drill_every: Duration | None = None
     rpo_seconds: float | None = None
     rpo: Duration | None = None
     took: Took | None = None
@@ -138,9 +145,9 @@ def stand(known: Known, *, now: datetime) -> Standing:
     ends = [*known.moments, *(span.last for span in known.spans)]
     begins = [*known.moments, *(span.first for span in known.spans)]
     until = max(ends, default=None)
-    proved = next((one for one in reversed(known.proofs) if one.word == "green"), None)
+    proved = next((one for one in reversed(known.proofs) if one.proves), None)
     newest = known.proofs[-1] if known.proofs else None
-    failed = newest if newest is not None and newest.word != "green" else None
+    failed = newest if newest is not None and not newest.proves else None
     due = None if known.running else known.due
     overdue = due is not None and now > due + OVERDUE
     missed = [*_lost(known, until, now), *_slow(known, failed), *_not_drilled(known, now)]
@@ -169,6 +176,8 @@ def stand(known: Known, *, now: datetime) -> Standing:
         tuple(known.unusable),
         proved,
         failed,
+        next((one.ended for one in reversed(known.proofs) if _green_drill(one)), None),
+        known.drill_every,
         None if until is None else max(0.0, (now - until).total_seconds()),
         known.rpo,
         known.took,
@@ -206,12 +215,16 @@ def _not_drilled(known: Known, now: datetime) -> list[str]:
     """The promise that it is restored every so often, for the sake of proof."""
     if known.drill_every is None:
         return []
-    green = [one.ended for one in known.proofs if one.word == "green" and one.by == "drill"]
+    green = [one.ended for one in known.proofs if _green_drill(one)]
     since = green[-1] if green else known.since
     if since is None or since >= known.drill_every.before(now):
         return []
     last = f"the last green drill was {_day(since)}" if green else "no drill was green yet"
     return [f"{last}; one every {known.drill_every} is promised"]
+
+
+def _green_drill(proof: Proof) -> bool:
+    return (proof.by, proof.word) == ("drill", "green")
 
 
 def _unproved(proved: Proof | None, failed: Proof | None, now: datetime) -> list[str]:
