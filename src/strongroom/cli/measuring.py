@@ -63,7 +63,8 @@ def served(desk: Desk) -> Iterator[Board | None]:
     board = Board()
     host, port = listen_address(listen)
     endpoint = Endpoint(board, host, port)
-    desk.output.note(f"metrics at http://{listen if host in listen else host + listen}/metrics")
+    shown = f"[{host}]" if ":" in host else host
+    desk.output.note(f"metrics at http://{shown}:{endpoint.port}/metrics")
     try:
         yield board
     finally:

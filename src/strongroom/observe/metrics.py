@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from threading import Thread
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 
 from prometheus_client import CollectorRegistry, generate_latest, write_to_textfile
@@ -23,10 +23,10 @@ from prometheus_client.registry import Collector
 from strongroom.errors import Busy, UsageError
 from strongroom.rules.anomalies import Condition, SourceState, State
 from strongroom.rules.durations import Duration
-from strongroom.rules.standing import Standing
+from strongroom.rules.standing import Standing, Word
 
 PREFIX = "strongroom_"
-WORDS = ("ok", "unproved", "missed", "none")
+WORDS: tuple[str, ...] = get_args(Word)
 ANOMALIES = {
     "backup-failed": "failed",
     "backup-partial": "partial",

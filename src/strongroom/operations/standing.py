@@ -36,7 +36,7 @@ from strongroom.rules.standing import (
     Span,
     Standing,
     Took,
-    holes_between,
+    gaps_between,
     joined,
     stand,
 )
@@ -128,7 +128,7 @@ def _known(
         backups=len(backups),
         moments=moments,
         spans=spans,
-        holes=holes_between(spans, why),
+        gaps=gaps_between(spans, why),
         unusable=unusable,
         proofs=past.proofs(name, backups),
         took=past.took(name),

@@ -1,7 +1,8 @@
 """Where a source stands: what of it can be recovered, what was proved, what was promised. PURE.
 
     ok          recoverable, proved not long ago, and every promise is kept
-    unproved    recoverable and no promise is missed, but nobody proved it (lately) by restoring it
+    unproved    recoverable and no promise is missed, but nobody proved it (lately)
+    overdue     the same, but a backup was due and did not run
     missed      recoverable, and a promise is not kept
     none        nothing of it can be recovered
 
@@ -20,7 +21,7 @@ from typing import Literal
 from strongroom.rules.durations import Duration
 from strongroom.rules.sizes import show_seconds
 
-Word = Literal["ok", "unproved", "missed", "none"]
+Word = Literal["ok", "unproved", "overdue", "missed", "none"]
 By = Literal["drill", "check"]
 
 PROOF_HOLDS = timedelta(days=100)  # a quarter and a few days: the seed tests every quarter
@@ -36,7 +37,7 @@ class Span:
 
 
 @dataclass(frozen=True, slots=True)
-class Hole:
+class Gap:
     """Time between two spans of which no moment can be recovered, and why."""
 
     first: datetime
@@ -87,7 +88,7 @@ class Known:
     backups: int = 0
     moments: Sequence[datetime] = ()
     spans: Sequence[Span] = ()
-    holes: Sequence[Hole] = ()
+    gaps: Sequence[Gap] = ()
     unusable: Sequence[str] = ()
     proofs: Sequence[Proof] = ()
     took: Took | None = None
@@ -116,7 +117,7 @@ class Standing:
     first: datetime | None = None
     until: datetime | None = None
     spans: tuple[Span, ...] = ()
-    holes: tuple[Hole, ...] = ()
+    gaps: tuple[Gap, ...] = ()
     unusable: tuple[str, ...] = ()
     proved: Proof | None = None
     failed: Proof | None = None
@@ -132,7 +133,7 @@ class Standing:
     @property
     def gap_seconds(self) -> float:
         """Time between `first` and `until` of which no moment can be recovered."""
-        return sum(hole.seconds for hole in self.holes)
+        return sum(gap.seconds for gap in self.gaps)
 
     @property
     def rto_seconds(self) -> float | None:
@@ -151,9 +152,8 @@ def stand(known: Known, *, now: datetime) -> Standing:
     due = None if known.running else known.due
     overdue = due is not None and now > due + OVERDUE
     missed = [*_lost(known, until, now), *_slow(known, failed), *_not_drilled(known, now)]
-    beside = [*_unproved(proved, failed, now)] if until is not None else []
-    if due is not None and overdue:
-        beside.append(f"a backup was due {_day(due)} and did not run")
+    late = [f"a backup was due {_day(due)} and did not run"] if due and overdue else []
+    unproved = _unproved(proved, failed, now) if until is not None else []
     promised = any(one is not None for one in (known.rpo, known.rto, known.drill_every))
     if until is None:
         word: Word = "none"
@@ -161,18 +161,18 @@ def stand(known: Known, *, now: datetime) -> Standing:
     elif missed:
         word = "missed"
     else:
-        word = "unproved" if beside else "ok"
+        word = "overdue" if late else "unproved" if unproved else "ok"
     return Standing(
         known.name,
         known.kind,
         word,
         word == "missed" or (word == "none" and promised),
-        (*missed, *beside),
+        (*missed, *late, *unproved),
         known.backups,
         min(begins, default=None),
         until,
         tuple(known.spans),
-        tuple(known.holes),
+        tuple(known.gaps),
         tuple(known.unusable),
         proved,
         failed,
@@ -248,11 +248,11 @@ def joined(spans: Iterable[Span]) -> list[Span]:
     return found
 
 
-def holes_between(spans: Sequence[Span], why: Sequence[tuple[datetime, str]] = ()) -> list[Hole]:
+def gaps_between(spans: Sequence[Span], why: Sequence[tuple[datetime, str]] = ()) -> list[Gap]:
     """What lies between joined spans. `why` tells of windows, by the moment that each ends at."""
     reasons = dict(why)
     return [
-        Hole(before.last, after.first, reasons.get(before.last, ""))
+        Gap(before.last, after.first, reasons.get(before.last, ""))
         for before, after in pairwise(spans)
     ]
 
@@ -265,14 +265,14 @@ __all__ = [
     "OVERDUE",
     "PROOF_HOLDS",
     "By",
-    "Hole",
+    "Gap",
     "Known",
     "Proof",
     "Span",
     "Standing",
     "Took",
     "Word",
-    "holes_between",
+    "gaps_between",
     "joined",
     "stand",
 ]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+import threading
 from typing import TYPE_CHECKING, Any
 
 from strongroom.cli.desk import Desk
@@ -60,9 +62,14 @@ def status(source: str | None = None, /, *, everywhere: Everywhere = _DEFAULT) -
 
 def look(desk: Desk, source: str | None) -> Survey:
     """Where the sources stand now; nothing is recorded of it."""
-    from strongroom.operations.standing import survey  # noqa: PLC0415 -- numpy behind it
-
+    # A passphrase takes a tenth of a second that leaves the interpreter alone.
+    module = "strongroom.operations.standing"
+    meanwhile = threading.Thread(target=importlib.import_module, args=(module,), daemon=True)
+    meanwhile.start()
     with desk.repository() as repository:
+        meanwhile.join()
+        from strongroom.operations.standing import survey  # noqa: PLC0415 -- numpy behind it
+
         recorder = desk.recorder
         recorder.opened(repository)
         assert recorder.journal is not None
@@ -89,8 +96,8 @@ def _recoverable(one: Standing) -> str:
         return "nothing is recoverable"
     backups = f"{one.backups} backup{'s' * (one.backups != 1)}"
     text = f"recoverable from {show_moment(one.first)} until {show_moment(one.until)} ({backups}"
-    if one.holes:
-        count = len(one.holes)
+    if one.gaps:
+        count = len(one.gaps)
         text += f", {count} gap{'s' * (count != 1)} of {show_seconds(one.gap_seconds)}"
     return text + ")"
 
@@ -132,8 +139,8 @@ def standing_body(one: Standing) -> dict[str, Any]:
             {"from": span.first.isoformat(), "until": span.last.isoformat()} for span in one.spans
         ],
         "gaps": [
-            {"from": hole.first.isoformat(), "until": hole.last.isoformat(), "reason": hole.why}
-            for hole in one.holes
+            {"from": gap.first.isoformat(), "until": gap.last.isoformat(), "reason": gap.why}
+            for gap in one.gaps
         ],
         "gap_seconds": round(one.gap_seconds, 3),
         "backups": one.backups,
