@@ -118,6 +118,7 @@ def test_a_word_that_does_not_exist_yet_is_no_word(ready: Desk, word: str) -> No
         (["list"], "snapshots", {"snapshots", "damaged"}),
         (["list", "nosuch"], "snapshots", {"snapshots", "damaged"}),
         (["status"], "status", {"sources", "damaged"}),
+        (["metrics"], "metrics", {"output", "samples"}),
         (["ls", "vault"], "entries", {"snapshot", "path", "entries"}),
         (["diff", "vault", "oldest"], "differences", {"before", "after", "differences"}),
         (["key", "list"], "keys", {"keys"}),
@@ -183,7 +184,10 @@ def test_promise_missed_is_exit_ten(ready: Desk) -> None:
     (ready.root / "strict.toml").write_text(text)
     time.sleep(1.1)  # the backup may be younger than a second
     done = ready.run("status", "--config", "strict.toml", "--json", status=10)
-    assert done.document["sources"][0]["verdict"] == "late"
+    (source,) = done.document["sources"]
+    assert (source["verdict"], source["missed"]) == ("missed", True)
+    assert "at most 1s is promised" in source["reasons"][0]
+    assert done.document["exit"] == 10
 
 
 def test_nothing_but_results_on_stdout(ready: Desk) -> None:

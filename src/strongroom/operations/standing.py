@@ -333,7 +333,7 @@ class _Records:
         """Keep what was read, where that can be done."""
         if self._path is None or not self._changed:
             return
-        ids = {body["id"] for body in self._bodies.values() if body is not None}
+        ids = {body["id"] for body in self._bodies.values() if isinstance(body, dict)}
         body = {
             "version": _VERSION,
             "repository": self._id,
