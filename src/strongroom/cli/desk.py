@@ -232,6 +232,8 @@ class Desk:
                 yield draft
                 if draft.fault is None:
                     draft.fault = self.output.fault
+                if draft.nothing:  # what it was about has runs of its own, or nothing was done
+                    self.output.record("end", draft.what, {"outcome": "nothing"})
         finally:
             if outermost:
                 if self._ends and self._opened is not None:
