@@ -184,7 +184,7 @@ def test_every_line_is_json_and_holds_no_secret(filled: Desk) -> None:
         (["restore", f"password={in_address}", "--to", "x"], 5),
         (["notify", "test"], 7),
         (["run-due", "odd"], None),
-        (["nosuch"], 2),
+        (["nosuch", "--log-format=json"], 2),
     ):
         done = run(filled, words, env)
         if status is not None:
