@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 
 from strongroom.config.model import PostgresDrill
@@ -44,7 +44,7 @@ from strongroom.rules.recovery import Target, Verdict
 from strongroom.rules.sizes import show_size
 
 _MANY = 1000  # tables in a report
-_TICK = 1e-6
+_TICK = timedelta(microseconds=1)
 
 
 class DatabaseCourse:
@@ -111,7 +111,7 @@ class DatabaseCourse:
         return [] if self.table.migrate is None else [self.table.migrate]
 
     def _queries(self) -> list[tuple[str, str, Any]]:
-        asked = [(query, query, None) for query in self._checks]
+        asked: list[tuple[str, str, Any]] = [(query, query, None) for query in self._checks]
         asked += [(one.name or one.query, one.query, one.expect) for one in self.table.sql]
         return asked + [(name, query, None) for name, query in self.wanted.queries.items()]
 
@@ -246,7 +246,7 @@ def _same(said: Any, expected: str | int | bool) -> bool:
 class ClusterCourse(DatabaseCourse):
     """The drill of a physical backup and its log."""
 
-    kind = "physical"
+    kind: Kind = "physical"
 
     def __init__(self, repository: Repository, source: str, *rest: Any, **more: Any) -> None:
         super().__init__(repository, *rest, **more)
@@ -402,9 +402,7 @@ def choose_point(
 
 def _before(moment: datetime | None) -> datetime:
     assert moment is not None
-    from datetime import timedelta  # noqa: PLC0415
-
-    return moment - timedelta(seconds=_TICK)
+    return moment - _TICK
 
 
 # -- dumps ---------------------------------------------------------------------------------------
@@ -413,7 +411,7 @@ def _before(moment: datetime | None) -> datetime:
 class DumpCourse(DatabaseCourse):
     """The drill of a logical backup: each of its databases restored into a fresh server."""
 
-    kind = "logical"
+    kind: Kind = "logical"
 
     def __init__(self, repository: Repository, source: str, *rest: Any, **more: Any) -> None:
         super().__init__(repository, *rest, **more)

@@ -26,6 +26,7 @@ from strongroom.operations.runbook_database import fill_in
 from strongroom.progress import Progress
 from strongroom.repository.catalogue import Snapshot
 from strongroom.rules.drill import PROMISE, Choice, Kind, Step, StepVerdict, Verdict, judge
+from strongroom.rules.drill_report import VERSION
 from strongroom.rules.durations import Duration
 from strongroom.rules.sizes import show_seconds
 
@@ -138,6 +139,30 @@ def carry_out(
     return Drilled(steps, restore_ms, round((steady() - began) * 1000))
 
 
+def report_of(
+    course: Course, done: Drilled, *, rto: Duration | None, about: Mapping[str, Any]
+) -> dict[str, Any]:
+    """The report, as JSON values; `about` says whose drill it was, when, and by which program."""
+    return {
+        "version": VERSION,
+        "type": "drill",
+        **about,
+        "source": course.snapshot.source,
+        "kind": course.kind,
+        "snapshot": course.snapshot.id,
+        "snapshot_time": course.snapshot.time.isoformat(),
+        "size": course.snapshot.size,
+        "at": course.at.astimezone(UTC).isoformat(),
+        "chosen": course.chosen,
+        "verdict": done.verdict,
+        "restore_ms": done.restore_ms,
+        "total_ms": done.total_ms,
+        "target_seconds": None if rto is None else rto.approximate_seconds,
+        "steps": [step.as_json() for step in done.steps],
+        "facts": course.facts,
+    }
+
+
 def promised(restore_ms: int | None, rto: Duration | None) -> Step:
     """The time against the promise."""
     if rto is None:
@@ -225,6 +250,7 @@ __all__ = [
     "commands_stage",
     "fresh",
     "promised",
+    "report_of",
     "run_commands",
     "show",
     "some",
