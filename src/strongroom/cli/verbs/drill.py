@@ -90,7 +90,7 @@ def run(
         raise UsageError(f"--scratch: {scratch} is no directory.", do="Make it first.")
     queries = dict(map(_query, sql or ()))
     drills: list[dict[str, Any]] = []
-    faults: list[tuple[Verdict, StrongroomError]] = []
+    faults: list[tuple[Verdict, StrongroomError | None]] = []
     what = f"drill {source or 'every source'}"
     with (
         desk.recorded("drill", source=source or "", what=what) as opening,
@@ -110,7 +110,7 @@ def run(
                 desk.output.error_lines(failure)
                 faults.append(("incomplete", failure))
             else:
-                if fault is not None:
+                if EXIT[body.get("verdict", "green")]:
                     faults.append((body["verdict"], fault))
             drills.append(body)
     return _finish(desk, drills, faults, dry_run=dry_run)
@@ -237,8 +237,7 @@ def _judge(
     do = f"`strongroom drill report {run}` tells everything; mend it, and drill again."
     if verdict == "missed":
         record.exit, record.missed = EXIT["missed"], True
-        return _Missed(f"The restore of {name} is right, and took longer than promised: {wrong[0]}")
-    if verdict == "incomplete":
+    elif verdict == "incomplete":
         record.fault = Incomplete(
             f"The drill of {name} is not complete: {wrong[0] if wrong else 'nothing was done'}.",
             means="What could be looked at is in the report; the rest is not proved.",
@@ -251,13 +250,6 @@ def _judge(
             do=do,
         )
     return record.fault
-
-
-class _Missed(StrongroomError):
-    """Everything is right, but a promise was missed; told as a result, not as an error."""
-
-    code = "promise-missed"
-    exit_status = EXIT["missed"]
 
 
 def _tell(desk: Desk, name: str, step: Step) -> None:
@@ -312,17 +304,17 @@ def _plan(desk: Desk, course: Course, wanted: Wanted, free: int) -> dict[str, An
 def _finish(
     desk: Desk,
     drills: list[dict[str, Any]],
-    faults: list[tuple[Verdict, StrongroomError]],
+    faults: list[tuple[Verdict, StrongroomError | None]],
     *,
     dry_run: bool,
 ) -> int:
     body = {"dry_run": dry_run, "drills": drills}
     faults.sort(key=lambda one: _WORST.index(one[0]))
-    worst = faults[0][1] if faults else None
-    if isinstance(worst, _Missed):
-        desk.output.event("result", {"verb": "drill run", "exit": worst.exit_status, **body})
-        return worst.exit_status
-    return desk.output.finish("drill run", body, worst)
+    verdict, fault = faults[0] if faults else ("green", None)
+    if fault is None and EXIT[verdict]:  # a promise missed is told as a result, not as an error
+        desk.output.event("result", {"verb": "drill run", "exit": EXIT[verdict], **body})
+        return EXIT[verdict]
+    return desk.output.finish("drill run", body, fault)
 
 
 # -- what there was ------------------------------------------------------------------------------
