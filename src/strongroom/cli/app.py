@@ -37,6 +37,9 @@ VERBS: dict[tuple[str, ...], tuple[str, Group]] = {
     ("expire",): ("retention:expire", MANAGE),
     ("undelete",): ("retention:undelete", MANAGE),
     ("prune",): ("retention:prune", MANAGE),
+    ("drill", "run"): ("drill:run", MANAGE),
+    ("drill", "list"): ("drill:list_drills", MANAGE),
+    ("drill", "report"): ("drill:report", MANAGE),
     ("source", "test"): ("source:test", MANAGE),
     ("repository", "stats"): ("repository:stats", MANAGE),
     ("audit", "verify"): ("audit:verify", MANAGE),
@@ -67,6 +70,7 @@ VERBS: dict[tuple[str, ...], tuple[str, Group]] = {
 NOUNS = {
     "source": "Sources: what is backed up.",
     "repository": "The repository: where the backups rest.",
+    "drill": "Restore drills: proof that what is backed up can be restored, and how fast.",
     "audit": "The audit log: what was done, and the proof that nobody changed it afterwards.",
     "key": "Keys: who opens the repository.",
     "notify": "Who is told when something is wrong.",
@@ -78,7 +82,7 @@ NOUNS = {
 LONG = frozenset(
     {
         "backup", "restore", "check", "demo", "export", "import", "open", "table", "prune",
-        "wal receive", "run-due", "serve",
+        "wal receive", "run-due", "serve", "drill run",
     }
 )  # fmt: skip
 

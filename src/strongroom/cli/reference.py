@@ -25,6 +25,8 @@ from strongroom.config.model import (
     ArtefactsTable,
     Command,
     Configuration,
+    DrillQuery,
+    FilesDrill,
     FilesRunbook,
     FilesTable,
     JobTable,
@@ -32,6 +34,7 @@ from strongroom.config.model import (
     MetricsTable,
     PagerDutyTable,
     PingTable,
+    PostgresDrill,
     PostgresRunbook,
     PostgresTable,
     Promise,
@@ -75,7 +78,10 @@ _TABLES: list[tuple[str, type[Struct]]] = [
     ("[source.NAME.retention]", Retention),
     ('[source.NAME.runbook], type = "postgres"', PostgresRunbook),
     ('[source.NAME.runbook], type = "files"', FilesRunbook),
-    ("migrate, rebuild_index", Command),
+    ('[source.NAME.drill], type = "postgres"', PostgresDrill),
+    ('[source.NAME.drill], type = "files"', FilesDrill),
+    ("[[source.NAME.drill.sql]]", DrillQuery),
+    ("migrate, rebuild_index, [[source.NAME.drill.smoke]]", Command),
     ('[notify.NAME], type = "smtp"', SmtpTable),
     ('[notify.NAME], type = "slack"', SlackTable),
     ('[notify.NAME], type = "pagerduty"', PagerDutyTable),
@@ -127,7 +133,7 @@ def cli_page() -> str:
             "",
             "Results go to stdout, everything else to stderr. With `--json` a reading verb",
             "prints one document, also when it is empty or failed (`type` is then `error`);",
-            "`backup`, `restore`, `check` and `demo` print one object a line, the last of type",
+            "`backup`, `restore`, `check`, `drill run` and `demo` print one object a line, the last of type",
             "`result`. Every object carries `version`. A path that is not UTF-8 is given with",
             "escapes in `path` and byte for byte in `path_b64`.",
             "",
@@ -248,12 +254,16 @@ def _kind(part: dict[str, Any]) -> str:
         return "a span of time: `24h`, `30d`, `12 months`"
     if reference or part.get("additionalProperties"):
         return "a table"
+    if "anyOf" in part:
+        return "text, a whole number, or true or false"
     if "enum" in part:
         return " or ".join(f'`"{word}"`' for word in part["enum"])
     if part["type"] == "integer":
         return f"a whole number, {part['minimum']} to {part['maximum']}"
     if part["type"] == "array" and part["items"].get("type") == "array":
         return 'a list of commands: `[["systemctl", "stop", "NAME"], …]`'
+    if part["type"] == "array" and "$ref" in part["items"]:
+        return "a list of tables"
     return {"string": "text", "boolean": "true or false", "array": "a list of texts"}[part["type"]]
 
 

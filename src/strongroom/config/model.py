@@ -213,6 +213,88 @@ class FilesRunbook(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
     ] = None
 
 
+class DrillQuery(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """A question to what was restored, asked read-only."""
+
+    query: Annotated[str, Meta(description="The SQL; of several statements the last one answers.")]
+    name: Annotated[str, Meta(description="What the report calls it.")] = ""
+    expect: Annotated[
+        str | int | bool | None,
+        Meta(
+            description="What it must answer; otherwise anything but an error, no row, NULL or false."
+        ),
+    ] = None
+
+
+class PostgresDrill(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """How restores of a database are drilled. Commands find the throw-away server in PGHOST, PGPORT,
+    PGUSER, PGDATABASE and DATABASE_URL."""
+
+    scratch: Annotated[
+        str | None, Meta(description="Where the throw-away server is made; otherwise $TMPDIR.")
+    ] = None
+    database: Annotated[
+        str | None,
+        Meta(description="Which database queries and commands go to; otherwise that of `dsn`."),
+    ] = None
+    amcheck: Annotated[
+        Literal["full", "quick", "off"] | None,
+        Meta(
+            description="pg_amcheck over everything: full looks for each row in each index. Said to be "
+            "full or quick, a drill without it is incomplete; otherwise it is full where it is installed."
+        ),
+    ] = None
+    rows: Annotated[bool, Meta(description="Count every table.")] = True
+    freshness: Annotated[
+        str | None,
+        Meta(description='Query for the newest moment: "SELECT max(created_at) FROM orders".'),
+    ] = None
+    fresh_within: Annotated[
+        Duration | None,
+        Meta(description="How much older that may be than the moment that was restored."),
+    ] = None
+    sql: Annotated[
+        tuple[DrillQuery, ...], Meta(description="Questions besides `checks` of the runbook.")
+    ] = ()
+    migrate: Annotated[
+        Command | None, Meta(description="Brings the restored database to the present schema.")
+    ] = None
+    smoke: Annotated[
+        tuple[Command, ...], Meta(description="Commands that must end with exit status 0.")
+    ] = ()
+    network: Annotated[
+        bool, Meta(description="Let commands reach the network; otherwise only this server.")
+    ] = False
+
+
+class FilesDrill(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """How restores of a vault are drilled. "{path}" in commands is where it was restored."""
+
+    scratch: Annotated[
+        str | None, Meta(description="Where it is restored to; otherwise $TMPDIR.")
+    ] = None
+    sample: Annotated[
+        int,
+        Meta(
+            description="So many files, drawn at random, are opened as what their names say: JSON, "
+            "gzip, zip, tar, SQLite and more.",
+            ge=0,
+            le=1_000_000,
+        ),
+    ] = 100
+    fresh_within: Annotated[
+        Duration | None,
+        Meta(description="How much older than the backup its newest file may be."),
+    ] = None
+    rebuild_index: Annotated[
+        Command | None, Meta(description="Rebuilds what is derived from the files.")
+    ] = None
+    smoke: Annotated[
+        tuple[Command, ...], Meta(description="Commands that must end with exit status 0.")
+    ] = ()
+    network: Annotated[bool, Meta(description="Let commands reach the network.")] = False
+
+
 class ArtefactsTable(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Portable artefacts: what `export` and `import` need to know."""
 
@@ -309,6 +391,9 @@ class PostgresTable(
     runbook: Annotated[
         PostgresRunbook, Meta(description="What `restore --runbook` does around it.")
     ] = PostgresRunbook()
+    drill: Annotated[PostgresDrill, Meta(description="How its restores are drilled.")] = (
+        PostgresDrill()
+    )
 
 
 class FilesTable(
@@ -338,6 +423,7 @@ class FilesTable(
     runbook: Annotated[
         FilesRunbook, Meta(description="What `restore --runbook` does around it.")
     ] = FilesRunbook()
+    drill: Annotated[FilesDrill, Meta(description="How its restores are drilled.")] = FilesDrill()
 
 
 SourceTable: TypeAlias = PostgresTable | FilesTable
@@ -596,6 +682,8 @@ def check_listen(text: str) -> None:
 # What a value must satisfy besides being of its kind.
 CHECKS: Mapping[tuple[type[Struct], str], Callable[[Any], None]] = {
     (Command, "env"): check_env,
+    (PostgresDrill, "scratch"): check_absolute,
+    (FilesDrill, "scratch"): check_absolute,
     (RepositoryTable, "url"): check_url,
     (RepositoryTable, "kms_key"): check_kms,
     (PostgresTable, "dsn"): check_dsn,

@@ -16,6 +16,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
@@ -25,6 +26,7 @@ from strongroom.rules.sizes import show_size
 
 PREFIX = "strongroom-drill-"
 _OWNER = "owner"
+_BEGINNING = 60.0  # seconds
 
 
 def place_for(scratch: str | None) -> str:
@@ -101,7 +103,7 @@ def _is_left(path: str) -> bool:
             return False
         file = os.open(os.path.join(path, _OWNER), os.O_RDWR | os.O_NOFOLLOW)
     except FileNotFoundError:
-        return os.path.isdir(path)  # its owner died between two lines; its sweeper too
+        return _old(facts)
     except OSError:
         return False
     with contextlib.closing(os.fdopen(file, "rb")) as owner:
@@ -115,8 +117,13 @@ def _is_left(path: str) -> bool:
             said = json.loads(owner.read(4096))
             alive = said["boot"] == _boot() and said["started"] == _started(int(said["pid"]))
         except (ValueError, KeyError, TypeError):
-            return True
+            return _old(facts)
     return not alive
+
+
+def _old(facts: os.stat_result) -> bool:
+    """Whether a drill that had not said who it is would have done so by now."""
+    return time.time() - facts.st_mtime > _BEGINNING
 
 
 def _started(pid: int) -> str:

@@ -233,6 +233,10 @@ class Recorder:
             detail=_cleaned(detail, self._clean),
         )
 
+    def cleaned(self, body: Any) -> Any:
+        """JSON values as a leaf holds them: whole numbers, and no secrets."""
+        return _cleaned(whole(body), self._clean)
+
     def _line(self, text: str) -> str:
         return one_line(self._clean(text))
 
