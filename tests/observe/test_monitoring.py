@@ -7,9 +7,11 @@ installed, checks them and evaluates them over time (prometheus.test.yml).
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -95,7 +97,8 @@ def test_what_grows_with_time_is_judged_by_time() -> None:
 
 
 def test_promtool() -> None:
-    promtool = shutil.which("promtool")
+    path = os.pathsep.join([os.path.dirname(sys.executable), os.environ["PATH"]])
+    promtool = shutil.which("promtool", path=path)
     if promtool is None:
         pytest.skip("promtool is not installed (Debian: prometheus); the rules are not evaluated")
     for words in (

@@ -105,7 +105,7 @@ class Demo:
             self._smoke_test(server)
             self._bad_delete(server)
             self._drill()
-            # The place of `status`, which tells of what the drills just proved.
+            self._status()
         self.verdict.repository = _size(f"{self._work}/repository")
         return self.verdict
 
@@ -213,6 +213,19 @@ class Demo:
                 self._say(f"    {step['verdict']:5} {took}  {step['name']}: {step['what']}")
             if drill["verdict"] not in ("green", "amber"):
                 self.verdict.differences.append(f"the drill of {source} is {drill['verdict']}")
+
+    def _status(self) -> None:
+        """The last word: what can be recovered, and what of it was just proved."""
+        self._say("$ strongroom status")
+        began = time.monotonic()
+        process = self._start("status")
+        self.verdict.seconds["status"] = time.monotonic() - began
+        for line in process.stdout.decode().splitlines():
+            self._say(f"    {line}")
+            if not line.startswith(("OK ", " ")):
+                self.verdict.differences.append(f"status: {line}")
+        if process.returncode:
+            self.verdict.differences.append(f"status ended with {process.returncode}")
 
     def _go_back(self, server: EmbeddedServer, cluster: str, when: str) -> int:
         """Restore to a moment, let PostgreSQL recover, and count the clips."""

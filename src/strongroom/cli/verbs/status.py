@@ -112,17 +112,17 @@ def _proved(proof: Proof | None) -> str:
 
 def _rpo(one: Standing) -> str:
     now = "unknown" if one.rpo_seconds is None else show_seconds(one.rpo_seconds)
-    return f"RPO {now} of {_promised(one.rpo)}"
+    return f"RPO {now}{_promised(one.rpo)}"
 
 
 def _rto(one: Standing) -> str:
     took = one.took
     now = "not measured" if took is None else f"{show_seconds(took.seconds)} ({took.by})"
-    return f"RTO {now} of {_promised(one.rto)}"
+    return f"RTO {now}{_promised(one.rto)}"
 
 
 def _promised(span: Duration | None) -> str:
-    return "nothing promised" if span is None else f"{span} promised"
+    return ", nothing promised" if span is None else f" of {span} promised"
 
 
 def standing_body(one: Standing) -> dict[str, Any]:
