@@ -752,4 +752,6 @@ def _without_null(node: Any) -> Any:
     if len(choices) == 1:
         del kept["anyOf"]
         kept.update(choices[0])
+    elif choices:
+        kept["anyOf"] = choices
     return kept

@@ -197,20 +197,16 @@ class Demo:
             self.verdict.differences.append(f"{back} of {clips} clips came back")
 
     def _drill(self) -> None:
-        """Restores that nobody needs yet: a moment that is drawn, and the newest of the rest."""
-        for source, at in (
-            ("stakazo-cluster", "random"),
-            ("stakazo-db", "latest"),
-            ("memory-vault", "latest"),
-        ):
-            result = self._command("drill", "run", source, "--at", at, key=f"drill {source}")
-            (drill,) = result["drills"]
+        """The full test: every source restored to a moment that is drawn, into something throw-away."""
+        result = self._command("drill", "run", "--all", key="drills")
+        for drill in result["drills"]:
+            source = drill["source"]
             done = [step for step in drill["steps"] if step["verdict"] != "skipped"]
             self.verdict.drills[source] = {"verdict": drill["verdict"], "steps": done}
-            self._say(f"    {drill['chosen']}")
+            self._say(f"    {source}: {drill['chosen']}")
             for step in done:
                 took = f"{step['ms'] / 1000:6.1f} s"
-                self._say(f"    {step['verdict']:5} {took}  {step['name']}: {step['what']}")
+                self._say(f"      {step['verdict']:5} {took}  {step['name']}: {step['what']}")
             if drill["verdict"] not in ("green", "amber"):
                 self.verdict.differences.append(f"the drill of {source} is {drill['verdict']}")
 
