@@ -54,7 +54,7 @@ STATE = State(
     ],
     free=19,
     total=100,
-    keys=(Key("passphrase", NOW - 100 * HOUR),),
+    keys=(Key("passphrase", NOW - 100 * HOUR), Key("passphrase", NOW - HOUR)),
     key_age=parse_duration("365d"),
 )
 FIGURES = Figures(

@@ -218,7 +218,7 @@ class Demo:
         self.verdict.seconds["status"] = time.monotonic() - began
         for line in process.stdout.decode().splitlines():
             self._say(f"    {line}")
-            if not line.startswith(("OK ", " ")):
+            if line.startswith(("UNPROVED", "OVERDUE", "MISSED", "NONE")):
                 self.verdict.differences.append(f"status: {line}")
         if process.returncode:
             self.verdict.differences.append(f"status ended with {process.returncode}")

@@ -180,8 +180,11 @@ def rows(figures: Figures) -> Iterator[Row]:
     ):
         if value is not None:
             yield name, (), float(value)
+    oldest: dict[str, datetime] = {}  # labels are what people gave: two may be the same
     for key in state.keys:
-        yield "key_age_seconds", (key.label,), (now - key.created).total_seconds()
+        oldest[key.label] = min(key.created, oldest.get(key.label, key.created))
+    for label, created in oldest.items():
+        yield "key_age_seconds", (label,), (now - created).total_seconds()
     yield from _span("key_age_target_seconds", (), state.key_age)
     for (channel, result), count in sorted(figures.deliveries.items()):
         yield "notify_deliveries_total", (channel, result), float(count)

@@ -9,9 +9,9 @@ import strongroom
 from strongroom.config.model import Configuration
 from strongroom.observe.journal import Journal
 from strongroom.observe.metrics import Figures, LastBackup
-from strongroom.operations.standing import survey
+from strongroom.operations.standing import state_of, survey
 from strongroom.repository.repository import Repository
-from strongroom.rules.anomalies import State, conditions
+from strongroom.rules.anomalies import conditions
 
 
 def figures(
@@ -24,7 +24,7 @@ def figures(
 ) -> Figures:
     """Everything that is told, as it is now. `folder`: as for `survey`."""
     found = survey(repository, journal, configuration, now=now, folder=folder)
-    state = State()
+    state = state_of(repository, journal, found)
     return Figures(
         now,
         strongroom.__version__,

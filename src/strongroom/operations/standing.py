@@ -14,19 +14,21 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, tzinfo
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 from zoneinfo import ZoneInfo
 
 from strongroom.config.model import Configuration, Promise
 from strongroom.errors import Damaged, KeyRefused, ObjectMissing, StrongroomError
 from strongroom.format.run import Run
 from strongroom.observe.journal import Journal
+from strongroom.operations.keys import list_keys
 from strongroom.operations.points import log_of
 from strongroom.postgres.physical.facts import PhysicalFacts, is_physical
 from strongroom.repository.catalogue import DamagedRecord, Snapshot
 from strongroom.repository.fates import Fates
 from strongroom.repository.repository import Repository
 from strongroom.repository.wal import WalStore
+from strongroom.rules.anomalies import Key, Log, Outcome, Past, SourceState, State
 from strongroom.rules.cron import Cron
 from strongroom.rules.drill import Drilled
 from strongroom.rules.recovery import Base, Window, points
@@ -237,6 +239,40 @@ def _damaged(checks: Iterable[Run]) -> frozenset[str]:
     return frozenset(found)
 
 
+# -- what alerts are judged by -----------------------------------------------------------------
+
+
+def state_of(repository: Repository, journal: Journal, found: Survey) -> State:
+    """What alerts are judged by."""
+    return State(
+        [_source(journal, one) for one in found.standings],
+        checks=[_past(run) for run in journal.runs(type="check", refresh=False)],
+        free=repository.storage.free_space(),
+        keys=[
+            Key(slot.label or slot.slot[:8], datetime.fromisoformat(slot.created))
+            for slot in list_keys(repository.storage)
+            if slot.created
+        ],
+    )
+
+
+def _source(journal: Journal, one: Standing) -> SourceState:
+    return SourceState(
+        one.name,
+        backups=[_past(run) for run in journal.runs(one.name, "backup", refresh=False)],
+        drills=[_past(run) for run in journal.runs(one.name, "drill", refresh=False)],
+        rpo=one.rpo,
+        missed=(one.due,) if one.due is not None and one.overdue else (),
+        log=Log(one.until, tuple(gap.why for gap in one.gaps)) if one.kind == "physical" else None,
+    )
+
+
+def _past(run: Run) -> Past:
+    outcomes: tuple[Outcome, ...] = get_args(Outcome)
+    outcome: Outcome = next((word for word in outcomes if word == run.outcome), "failed")
+    return Past(run.started, run.ended, outcome, run.size, run.what, run.run)
+
+
 # -- records -----------------------------------------------------------------------------------
 
 
@@ -352,4 +388,4 @@ def _private(path: str, flags: int) -> int:
     return os.open(path, flags, 0o600)
 
 
-__all__ = ["RECORDS", "Survey", "configured_names", "survey"]
+__all__ = ["RECORDS", "Survey", "configured_names", "state_of", "survey"]

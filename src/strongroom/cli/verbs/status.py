@@ -15,6 +15,7 @@ from strongroom.rules.sizes import show_seconds
 
 if TYPE_CHECKING:
     from strongroom.operations.standing import Survey
+    from strongroom.rules.anomalies import Condition
     from strongroom.rules.durations import Duration
     from strongroom.rules.standing import Proof, Standing
 
@@ -34,7 +35,7 @@ def status(source: str | None = None, /, *, everywhere: Everywhere = _DEFAULT) -
         Only this source.
     """
     desk = Desk(everywhere)
-    found = look(desk, source)
+    found, alerts = look(desk, source)
     if source is not None and not found.standings:
         raise NotFound(f"There is neither a source nor a backup called {source!r}.")
     missed = any(one.missed for one in found.standings)
@@ -44,6 +45,7 @@ def status(source: str | None = None, /, *, everywhere: Everywhere = _DEFAULT) -
             "exit": PROMISE_MISSED if missed else 0,
             "time": found.now.isoformat(),
             "sources": [*map(standing_body, found.standings)],
+            "alerts": [*map(_alert_body, alerts)],
             "damaged": len(found.damaged),
         },
     )
@@ -51,6 +53,13 @@ def status(source: str | None = None, /, *, everywhere: Everywhere = _DEFAULT) -
     for one in found.standings:
         desk.output.line(f"{one.word.upper():9} {show_text(one.name):{width}}  {line(one)}")
         desk.output.lines(f"          - {show_text(reason)}" for reason in one.reasons)
+    if alerts:
+        desk.output.line("Open alerts:")
+    for each in alerts:
+        why = f" ({'; '.join(each.reasons)})" if each.reasons else ""
+        desk.output.line(
+            f"  {each.severity:8}  {show_text(each.key)}: {show_text(each.what + why)}"
+        )
     if not found.standings:
         desk.output.note("There is no source and no backup yet.")
     for text in found.notes:
@@ -60,28 +69,32 @@ def status(source: str | None = None, /, *, everywhere: Everywhere = _DEFAULT) -
     return PROMISE_MISSED if missed else 0
 
 
-def look(desk: Desk, source: str | None) -> Survey:
-    """Where the sources stand now; nothing is recorded of it."""
+def look(desk: Desk, source: str | None) -> tuple[Survey, list[Condition]]:
+    """Where the sources stand now, and what is wrong; nothing is recorded of it."""
     # A passphrase takes a tenth of a second that leaves the interpreter alone.
     module = "strongroom.operations.standing"
     meanwhile = threading.Thread(target=importlib.import_module, args=(module,), daemon=True)
     meanwhile.start()
     with desk.repository() as repository:
         meanwhile.join()
-        from strongroom.operations.standing import survey  # noqa: PLC0415 -- numpy behind it
+        from strongroom.operations.standing import state_of, survey  # noqa: PLC0415 -- numpy
+        from strongroom.rules.anomalies import conditions  # noqa: PLC0415
 
         recorder = desk.recorder
         recorder.opened(repository)
         assert recorder.journal is not None
         try:
-            return survey(
+            now = desk.now
+            found = survey(
                 repository,
                 recorder.journal,
                 desk.configuration,
-                now=desk.now,
+                now=now,
                 source=source,
                 folder=recorder.folder,
             )
+            alerts = conditions(state_of(repository, recorder.journal, found), now=now)
+            return found, [each for each in alerts if source in (None, each.source)]
         finally:
             recorder.journal.close()
 
@@ -155,6 +168,16 @@ def standing_body(one: Standing) -> dict[str, Any]:
         },
         "next_due": None if one.due is None else one.due.isoformat(),
         "overdue": one.overdue,
+    }
+
+
+def _alert_body(alert: Condition) -> dict[str, Any]:
+    return {
+        "key": alert.key,
+        "severity": alert.severity,
+        "what": alert.what,
+        "reasons": [*alert.reasons],
+        "do": alert.do,
     }
 
 
