@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 
 from strongroom.rules.durations import parse_duration
 from strongroom.rules.standing import (
-    OVERDUE,
     PROOF_HOLDS,
     Gap,
     Known,
@@ -86,9 +85,10 @@ def test_all_is_well() -> None:
         ({"drill_every": parse_duration("30d"), "proofs": [Proof(NOW - DAY, "check")],
           "since": NOW - 29 * DAY}, "ok", False, ""),
         # what is due
-        ({"due": NOW - OVERDUE}, "ok", False, ""),
-        ({"due": NOW - 2 * HOUR}, "overdue", False, "was due 2026-11-26 10:00Z and did not run"),
-        ({"due": NOW - 2 * HOUR, "running": True}, "ok", False, ""),
+        ({"due": NOW - HOUR}, "ok", False, ""),
+        ({"missed": [NOW - DAY, NOW - 2 * HOUR]}, "overdue", False, "was due 2026-11-26 10:00Z and"),
+        ({"missed": [NOW - HOUR], "proofs": []}, "overdue", False, "nobody has proved"),
+        ({"missed": [NOW - HOUR], "moments": [NOW - 2 * DAY]}, "missed", True, "did not run"),
     ],
 )  # fmt: skip
 def test_verdicts(changed: dict[str, object], word: str, missed: bool, says: str) -> None:

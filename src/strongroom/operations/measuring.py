@@ -12,7 +12,7 @@ import strongroom
 from strongroom.config.model import Configuration
 from strongroom.observe.journal import Journal
 from strongroom.observe.metrics import Figures, LastBackup
-from strongroom.operations.standing import replace_private, state_of, survey
+from strongroom.operations.standing import replace_private, survey
 from strongroom.repository.repository import Repository
 from strongroom.rules.anomalies import conditions
 
@@ -34,13 +34,12 @@ def figures(
     when nothing has run, it is what it was when somebody did.
     """
     found = survey(repository, journal, configuration, now=now, folder=folder)
-    state = state_of(repository, journal, found)
     return Figures(
         now,
         strongroom.__version__,
         found.standings,
-        state,
-        conditions(state, now=now),
+        found.state,
+        conditions(found.state, now=now),
         {
             name: LastBackup(one.size, one.new_size, one.stored)
             for name, one in found.newest.items()

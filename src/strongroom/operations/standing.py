@@ -14,21 +14,21 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, tzinfo
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 from zoneinfo import ZoneInfo
 
 from strongroom.config.model import Configuration, Promise
 from strongroom.errors import Damaged, KeyRefused, ObjectMissing, StrongroomError
 from strongroom.format.run import Run
 from strongroom.observe.journal import Journal
-from strongroom.operations.keys import list_keys
 from strongroom.operations.points import log_of
+from strongroom.operations.watching import state_of
 from strongroom.postgres.physical.facts import PhysicalFacts, is_physical
 from strongroom.repository.catalogue import DamagedRecord, Snapshot
 from strongroom.repository.fates import Fates
 from strongroom.repository.repository import Repository
 from strongroom.repository.wal import WalStore
-from strongroom.rules.anomalies import Key, Log, Outcome, Past, SourceState, State
+from strongroom.rules.anomalies import SourceState, State
 from strongroom.rules.cron import Cron
 from strongroom.rules.drill import Drilled
 from strongroom.rules.recovery import Base, Window, points
@@ -51,10 +51,12 @@ _EVERYTHING = 3  # the level of a check that reads all data
 
 @dataclass(frozen=True, slots=True)
 class Survey:
-    """Every source as it stands at `now`, by name, and the newest backup of each."""
+    """Every source as it stands at `now`, by name; what alerts are judged by; and the newest backup
+    of each."""
 
     now: datetime
     standings: Sequence[Standing]
+    state: State
     newest: Mapping[str, Snapshot] = field(default_factory=dict)
     damaged: Sequence[DamagedRecord] = ()
     notes: Sequence[str] = ()
@@ -75,15 +77,22 @@ def survey(
     backups, damaged = records.read(source)
     for name in configured_names(configuration, source):
         backups.setdefault(name, [])
+    state = state_of(repository, journal, configuration, now=now)
+    told = {one.name: one for one in state.sources}
     past = _Past(journal)
     notes: list[str] = []
-    standings = [
-        stand(_known(name, backups[name], records, repository, past, configuration, notes), now=now)
+    since = repository.identity.created
+    sources = [
+        _Source(name, backups[name], told.get(name, SourceState(name, known_since=since)))
         for name in sorted(backups)
+    ]
+    standings = [
+        stand(_known(one, records, repository, past, configuration, notes), now=now)
+        for one in sources
     ]
     records.save()
     newest = {name: found[-1] for name, found in backups.items() if found}
-    return Survey(now, standings, newest, damaged, notes)
+    return Survey(now, standings, state, newest, damaged, notes)
 
 
 def configured_names(configuration: Configuration, source: str | None) -> list[str]:
@@ -94,15 +103,22 @@ def configured_names(configuration: Configuration, source: str | None) -> list[s
 # -- what is known of one source ---------------------------------------------------------------
 
 
+@dataclass(frozen=True, slots=True)
+class _Source:
+    name: str
+    backups: Sequence[Snapshot]
+    state: SourceState
+
+
 def _known(
-    name: str,
-    backups: Sequence[Snapshot],
+    source: _Source,
     records: _Records,
     repository: Repository,
     past: _Past,
     configuration: Configuration,
     notes: list[str],
 ) -> Known:
+    name, backups = source.name, source.backups
     table = configuration.source.get(name)
     promise = Promise() if table is None else table.promise
     hurt = past.damaged & {each.id for each in backups}
@@ -136,7 +152,9 @@ def _known(
         took=past.took(name),
         rpo=promise.rpo,
         rto=promise.rto,
-        since=repository.identity.created,
+        drill_every=promise.drill,
+        since=source.state.known_since,
+        missed=source.state.missed,
         due=None if table is None else _due(table.schedule, began, configuration),
     )
 
@@ -174,12 +192,10 @@ def _windows(
 
 
 class _Past:
-    """What the journal tells of drills, checks and restores."""
+    """What the journal tells of drills, checks and restores; it was refreshed a moment ago."""
 
     def __init__(self, journal: Journal) -> None:
         self._journal = journal
-        with contextlib.suppress(StrongroomError):
-            journal.refresh()
         self._checks = journal.runs(type="check", refresh=False)
         self._drills = [Drilled.from_run(run) for run in journal.runs(type="drill", refresh=False)]
         self.damaged = _damaged(self._checks)
@@ -237,40 +253,6 @@ def _damaged(checks: Iterable[Run]) -> frozenset[str]:
             found.clear()
         found.update(_ids(run))
     return frozenset(found)
-
-
-# -- what alerts are judged by -----------------------------------------------------------------
-
-
-def state_of(repository: Repository, journal: Journal, found: Survey) -> State:
-    """What alerts are judged by."""
-    return State(
-        [_source(journal, one) for one in found.standings],
-        checks=[_past(run) for run in journal.runs(type="check", refresh=False)],
-        free=repository.storage.free_space(),
-        keys=[
-            Key(slot.label or slot.slot[:8], datetime.fromisoformat(slot.created))
-            for slot in list_keys(repository.storage)
-            if slot.created
-        ],
-    )
-
-
-def _source(journal: Journal, one: Standing) -> SourceState:
-    return SourceState(
-        one.name,
-        backups=[_past(run) for run in journal.runs(one.name, "backup", refresh=False)],
-        drills=[_past(run) for run in journal.runs(one.name, "drill", refresh=False)],
-        rpo=one.rpo,
-        missed=(one.due,) if one.due is not None and one.overdue else (),
-        log=Log(one.until, tuple(gap.why for gap in one.gaps)) if one.kind == "physical" else None,
-    )
-
-
-def _past(run: Run) -> Past:
-    outcomes: tuple[Outcome, ...] = get_args(Outcome)
-    outcome: Outcome = next((word for word in outcomes if word == run.outcome), "failed")
-    return Past(run.started, run.ended, outcome, run.size, run.what, run.run)
 
 
 # -- records -----------------------------------------------------------------------------------
@@ -393,4 +375,4 @@ def _private(path: str, flags: int) -> int:
     return os.open(path, flags, 0o600)
 
 
-__all__ = ["RECORDS", "Survey", "configured_names", "replace_private", "state_of", "survey"]
+__all__ = ["RECORDS", "Survey", "configured_names", "replace_private", "survey"]

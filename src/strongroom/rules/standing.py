@@ -25,7 +25,6 @@ Word = Literal["ok", "unproved", "overdue", "missed", "none"]
 By = Literal["drill", "check"]
 
 PROOF_HOLDS = timedelta(days=100)  # a quarter and a few days: the seed tests every quarter
-OVERDUE = timedelta(hours=1)  # a job that is due may wait for another, and takes its time
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,8 +79,8 @@ class Took:
 class Known:
     """What is known of a source. `moments` are backups that can each be restored to their own moment,
     ascending; `spans` what can be recovered in between (physical backups). `unusable`: backups that
-    do not restore, and why. `proofs` by their end; `since`: when the source, or the repository,
-    began; `due`: when the next backup should begin, after the newest."""
+    do not restore, and why. `proofs` by their end; `since`: since when the source is ours; `due`:
+    when the backup after the newest one is due; `missed`: times that came and nobody served."""
 
     name: str
     kind: str = ""
@@ -97,7 +96,7 @@ class Known:
     drill_every: Duration | None = None
     since: datetime | None = None
     due: datetime | None = None
-    running: bool = False
+    missed: Sequence[datetime] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,10 +148,8 @@ def stand(known: Known, *, now: datetime) -> Standing:
     proved = next((one for one in reversed(known.proofs) if one.proves), None)
     newest = known.proofs[-1] if known.proofs else None
     failed = newest if newest is not None and not newest.proves else None
-    due = None if known.running else known.due
-    overdue = due is not None and now > due + OVERDUE
     missed = [*_lost(known, until, now), *_slow(known, failed), *_not_drilled(known, now)]
-    late = [f"a backup was due {_day(due)} and did not run"] if due and overdue else []
+    late = [f"a backup was due {_day(max(known.missed))} and did not run"] if known.missed else []
     unproved = _unproved(proved, failed, now) if until is not None else []
     promised = any(one is not None for one in (known.rpo, known.rto, known.drill_every))
     if until is None:
@@ -183,7 +180,7 @@ def stand(known: Known, *, now: datetime) -> Standing:
         known.took,
         known.rto,
         known.due,
-        overdue,
+        bool(known.missed),
     )
 
 
@@ -262,7 +259,6 @@ def _day(moment: datetime) -> str:
 
 
 __all__ = [
-    "OVERDUE",
     "PROOF_HOLDS",
     "By",
     "Gap",

@@ -77,7 +77,7 @@ def look(desk: Desk, source: str | None) -> tuple[Survey, list[Condition]]:
     meanwhile.start()
     with desk.repository() as repository:
         meanwhile.join()
-        from strongroom.operations.standing import state_of, survey  # noqa: PLC0415 -- numpy
+        from strongroom.operations.standing import survey  # noqa: PLC0415 -- numpy behind it
         from strongroom.rules.anomalies import conditions  # noqa: PLC0415
 
         recorder = desk.recorder
@@ -93,7 +93,7 @@ def look(desk: Desk, source: str | None) -> tuple[Survey, list[Condition]]:
                 source=source,
                 folder=recorder.folder,
             )
-            alerts = conditions(state_of(repository, recorder.journal, found), now=now)
+            alerts = conditions(found.state, now=now)
             return found, [each for each in alerts if source in (None, each.source)]
         finally:
             recorder.journal.close()
