@@ -68,6 +68,7 @@ if TYPE_CHECKING:
     from strongroom.repository.ports import Sink, SnapshotReader, Source
     from strongroom.repository.repository import Repository
     from strongroom.repository.seams import Seams
+    from strongroom.rules.recovery import Made
     from strongroom.storage.base import Storage
 
 
@@ -926,6 +927,7 @@ def cluster_sink(
     recovery: Recovery,
     delta: bool,
     spaces: Mapping[bytes, bytes],
+    made: Sequence[Made],
     owner: bool,
     jobs: int | None,
 ) -> Sink:
@@ -937,6 +939,7 @@ def cluster_sink(
         recovery=recovery,
         delta=delta,
         spaces=spaces,
+        made=made,
         owner=None if owner else False,
         jobs=jobs,
     )
