@@ -126,6 +126,7 @@ class PhysicalSink:
                 for space in facts.tablespaces
             },
             "server_version": facts.server.get("version"),
+            **sorted_otherwise(facts.server),
             "starts_at": facts.backup_label.split(b"\n", 1)[0].decode("ascii", "replace"),
         }
 
@@ -347,6 +348,7 @@ class PhysicalSink:
             "kept": writer.kept,
             "tablespaces": {oid: shown(path) for oid, path in spaces.items()},
         }
+        told |= sorted_otherwise(facts.server)
         if aside is not None:
             told["old_wal"] = shown(aside)
         if config is not None:
@@ -687,6 +689,25 @@ def facts_of(snapshot: SnapshotReader) -> PhysicalFacts:
             f"The backup cannot be understood: {fault}.",
             do="Use the program that wrote it, or a newer one.",
         ) from None
+
+
+def sorted_otherwise(server: Mapping[str, Any], here: str | None = None) -> dict[str, str]:
+    """What to do where this machine sorts text by another version of libc than the server did.
+
+    `here` stands in for this machine's version. Empty where both agree or nothing is known of one;
+    of ICU nothing is known here, and PostgreSQL warns of it.
+    """
+    with suppress(ValueError, OSError):
+        here = here or (os.confstr("CS_GNU_LIBC_VERSION") or "").removeprefix("glibc ")
+    there = {version for provider, version in server.get("collations", ()) if provider == "c"}
+    if not here or not there or there == {here}:
+        return {}
+    was = ", ".join(sorted(there))
+    return {
+        "collations": f"text was sorted by libc {was}, and this machine has {here}: indexes of text"
+        " may be wrong. After the start, in each database: REINDEX DATABASE; ALTER DATABASE …"
+        " REFRESH COLLATION VERSION"
+    }
 
 
 def check_path(path: bytes) -> None:
