@@ -13,7 +13,7 @@ TABLES, PARTITIONS = 10_000, 1_000
 
 def test_ten_thousand_tables_and_a_thousand_partitions() -> None:
     locks = {"max_locks_per_transaction": "512"}  # as a server of so many tables has them
-    for cluster in cluster_room(16, "--data-checksums", **SETTINGS, **locks):
+    for cluster in cluster_room(15, "--data-checksums", **SETTINGS, **locks):
         cluster.sql("CREATE DATABASE many")
         with cluster.server.connect("many") as connection:
             connection.execute(
