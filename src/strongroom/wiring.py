@@ -23,9 +23,11 @@ from strongroom.config.loading import SECRET_VARIABLES
 from strongroom.config.model import (
     S3,
     Configuration,
+    FilesDrill,
     FilesTable,
     PagerDutyTable,
     PingTable,
+    PostgresDrill,
     PostgresTable,
     SlackTable,
     SmtpTable,
@@ -46,6 +48,8 @@ if TYPE_CHECKING:
     from strongroom.observe.channels.base import Channel
     from strongroom.observe.channels.web import Ping
     from strongroom.observe.telling import Announced
+    from strongroom.operations.drilling import Course
+    from strongroom.operations.drilling import Wanted as Drill
     from strongroom.operations.runbook_cloud import CloudRunbook
     from strongroom.operations.runbook_database import DatabaseRunbook
     from strongroom.operations.runbook_vault import VaultRunbook
@@ -789,6 +793,72 @@ def cloud_runbook(
         table.promise.rto,
         now,
     )
+
+
+def drill_course(
+    source: str,
+    table: SourceTable | None,
+    wanted: Drill,
+    *,
+    repository: Repository,
+    environ: Mapping[str, str],
+    tell: Callable[[str], None],
+    jobs: int | None,
+    progress: Progress,
+) -> Course:
+    """The drill of a source, by what its newest backup is; it need not be configured here."""
+    from strongroom.operations.browse import find_snapshot  # noqa: PLC0415
+    from strongroom.operations.drill_database import ClusterCourse, DumpCourse  # noqa: PLC0415
+    from strongroom.operations.drill_vault import VaultCourse  # noqa: PLC0415
+    from strongroom.operations.points import is_cluster  # noqa: PLC0415
+
+    run = _drill_runner(environ, tell)
+    if find_snapshot(repository, source).kind != "postgres":
+        files = table.drill if isinstance(table, FilesTable) else FilesDrill()
+        return VaultCourse(repository, source, files, wanted, run=run, progress=progress)
+    database = table if isinstance(table, PostgresTable) else None
+    kind: type[ClusterCourse] | type[DumpCourse] = (
+        ClusterCourse if is_cluster(repository, source) else DumpCourse
+    )
+    return kind(
+        repository,
+        source,
+        PostgresDrill() if database is None else database.drill,
+        wanted,
+        database=database_of(database),
+        checks=() if database is None else database.runbook.checks,
+        run=run,
+        jobs=jobs,
+        progress=progress,
+    )
+
+
+def drill_scratch(table: SourceTable | None, scratch: str | None) -> str:
+    """Where the drills of a source make what they make."""
+    from strongroom.operations.drill_room import place_for  # noqa: PLC0415
+
+    return place_for(scratch or (None if table is None else table.drill.scratch))
+
+
+def _drill_runner(
+    environ: Mapping[str, str], tell: Callable[[str], None]
+) -> Callable[[Sequence[str], str | None, Mapping[str, str], bool], None]:
+    """Runs commands of a drill: nothing in their environment leads to a server but the throw-away
+    one, they do not outlive the drill, and reach no network unless they may."""
+    from strongroom.operations.commands import run_command  # noqa: PLC0415
+    from strongroom.postgres.embedded import GUARD  # noqa: PLC0415
+
+    kept = {
+        name: value
+        for name, value in environ.items()
+        if name not in SECRET_VARIABLES and name != "DATABASE_URL" and not name.startswith("PG")
+    }
+
+    def run(argv: Sequence[str], cwd: str | None, more: Mapping[str, str], network: bool) -> None:
+        below = [sys.executable, "-I", "-S", GUARD, "command", "" if network else "apart"]
+        run_command(argv, environ={**kept, **more}, cwd=cwd, tell=tell, below=below)
+
+    return run
 
 
 def _runner(

@@ -37,6 +37,9 @@ VERBS: dict[tuple[str, ...], tuple[str, Group]] = {
     ("expire",): ("retention:expire", MANAGE),
     ("undelete",): ("retention:undelete", MANAGE),
     ("prune",): ("retention:prune", MANAGE),
+    ("drill", "run"): ("drill:run", MANAGE),
+    ("drill", "list"): ("drill:list_drills", MANAGE),
+    ("drill", "report"): ("drill:report", MANAGE),
     ("source", "test"): ("source:test", MANAGE),
     ("repository", "stats"): ("repository:stats", MANAGE),
     ("audit", "verify"): ("audit:verify", MANAGE),
@@ -48,6 +51,7 @@ VERBS: dict[tuple[str, ...], tuple[str, Group]] = {
     ("notify", "test"): ("notify:test", MANAGE),
     ("serve",): ("schedule:serve", AUTOMATION),
     ("run-due",): ("schedule:run_due", AUTOMATION),
+    ("metrics",): ("metrics:metrics", AUTOMATION),
     ("schedule", "cron"): ("units:cron", AUTOMATION),
     ("schedule", "systemd"): ("units:systemd", AUTOMATION),
     ("schedule", "kubernetes"): ("units:kubernetes", AUTOMATION),
@@ -66,6 +70,7 @@ VERBS: dict[tuple[str, ...], tuple[str, Group]] = {
 NOUNS = {
     "source": "Sources: what is backed up.",
     "repository": "The repository: where the backups rest.",
+    "drill": "Restore drills: proof that what is backed up can be restored, and how fast.",
     "audit": "The audit log: what was done, and the proof that nobody changed it afterwards.",
     "key": "Keys: who opens the repository.",
     "notify": "Who is told when something is wrong.",
@@ -77,7 +82,7 @@ NOUNS = {
 LONG = frozenset(
     {
         "backup", "restore", "check", "demo", "export", "import", "open", "table", "prune",
-        "wal receive", "run-due", "serve",
+        "wal receive", "run-due", "serve", "drill run",
     }
 )  # fmt: skip
 

@@ -158,6 +158,8 @@ class Sandbox(EmbeddedServer):
             "full_page_writes": "off",
             "synchronous_commit": "off",
             "autovacuum": "off",
+            # A subscription of the original's would take changes out of somebody's slot.
+            "max_logical_replication_workers": "0",
             "max_connections": str(max(20, control.max_connections)),
             "max_worker_processes": str(max(8, control.max_worker_processes)),
             "max_wal_senders": str(control.max_wal_senders),

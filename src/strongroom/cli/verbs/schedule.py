@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import subprocess
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
@@ -13,6 +14,7 @@ from cyclopts import Parameter
 from strongroom import wiring
 from strongroom.cli.desk import Desk
 from strongroom.cli.flags import Everywhere
+from strongroom.cli.measuring import measured, served
 from strongroom.cli.names import show_text
 from strongroom.cli.output import error_body
 from strongroom.cli.records import show_moment
@@ -32,6 +34,7 @@ from strongroom.rules.schedule import Job, State, Verdict, worst
 from strongroom.rules.times import show_time
 
 if TYPE_CHECKING:
+    from strongroom.observe.metrics import Board
     from strongroom.repository.leases import Leases
     from strongroom.repository.repository import Repository
 
@@ -96,8 +99,8 @@ def serve(*, everywhere: Everywhere = _DEFAULT) -> int:
     """
     desk = Desk(everywhere)
     jobs = jobs_of(desk)
-    desk.output.note(f"serving {len(jobs)} jobs")
-    with Watch(wiring.steady) as watch:
+    with served(desk) as board, Watch(wiring.steady) as watch:
+        desk.output.note(f"serving {len(jobs)} jobs")
         while watch.stop is None:
             if watch.hangup:
                 watch.hangup = False
@@ -106,7 +109,7 @@ def serve(*, everywhere: Everywhere = _DEFAULT) -> int:
             pause = _POLL
             try:
                 jobs = jobs_of(desk)
-                for _ in _run_all(desk, jobs, watch, grace=grace):
+                for _ in _run_all(desk, jobs, watch, grace=grace, board=board):
                     continue
                 now = desk.now
                 times = [(each.cron.next(now, each.zone) - now).total_seconds() for each in jobs]
@@ -174,7 +177,12 @@ def _judge(desk: Desk, repository: Repository, jobs: Sequence[Job]) -> list[Verd
 
 
 def _run_all(
-    desk: Desk, jobs: Sequence[Job], watch: Watch, *, grace: float
+    desk: Desk,
+    jobs: Sequence[Job],
+    watch: Watch,
+    *,
+    grace: float,
+    board: Board | None = None,
 ) -> Iterator[dict[str, Any]]:
     """Run what is due, judged anew after each job; yield a document for each that was tried."""
     tried: set[str] = set()
@@ -185,6 +193,7 @@ def _run_all(
             )
         while watch.stop is None:
             verdicts = _judge(desk, repository, jobs)
+            measured(desk, repository, board)
             if not tried:
                 for one in verdicts:
                     if one.state in (State.MISSED, State.OVERRUN):
@@ -226,7 +235,7 @@ def _run_one(
                 "STRONGROOM_JOB": about.job.name,
                 "STRONGROOM_DUE": show_time(about.due),
             },
-            stdout=2 if desk.output.json else None,
+            stdout=_stdout(desk),
             grace=grace,
             sign=sign,
             every=every,
@@ -249,6 +258,13 @@ def _run_one(
         body["error"] = error_body(fault)
     desk.output.event("job-end", body)
     return body
+
+
+def _stdout(desk: Desk) -> int | None:
+    """Where a job's result goes that is for people: not between lines of JSON."""
+    if desk.output.log == "json":
+        return subprocess.DEVNULL
+    return 2 if desk.output.json else None
 
 
 def _fault(done: Sequence[dict[str, Any]], status: int) -> StrongroomError | None:
@@ -275,6 +291,7 @@ def _handed_on(flags: Everywhere) -> list[str]:
         (flags.recovery_code_file, "--recovery-code-file"),
         (flags.cache_dir, "--cache-dir"),
         (flags.jobs, "--jobs"),
+        (flags.log_format, "--log-format"),
     ):
         if value is not None:
             words.append(f"{flag}={value}")
