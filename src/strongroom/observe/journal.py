@@ -15,7 +15,7 @@ import contextlib
 import json
 import os
 import sqlite3
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, TypeVar
@@ -68,12 +68,13 @@ class Journal:
     def runs(
         self,
         source: str | None = None,
-        type: str | None = None,
+        type: str | Sequence[str] | None = None,
         since: datetime | None = None,
         *,
         refresh: bool = True,
     ) -> list[Run]:
-        """Runs in the order of the log: of a source, of a type, that ended at `since` or later.
+        """Runs in the order of the log: of a source, of a type or several, that ended at `since` or
+        later.
 
         Where the log cannot be reached, what is known of it, with a warning.
         """
@@ -82,9 +83,10 @@ class Journal:
                 self.refresh()
             except StrongroomError as fault:
                 self.warnings.append(f"the newest runs are unknown: {fault.what}")
+        types = [type] if isinstance(type, str) else [*(type or ())]
         terms = {
             "source = ?": source,
-            "type = ?": type,
+            "type IN (SELECT value FROM json_each(?))": json.dumps(types) if types else None,
             "ended >= ?": None if since is None else _text(since),
         }
         given = {term: value for term, value in terms.items() if value is not None}

@@ -7,10 +7,12 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from strongroom.errors import Busy, NotFound
+from strongroom.observe.journal import Journal
 from strongroom.operations.browse import Listing, list_snapshots
 from strongroom.repository.catalogue import Snapshot
 from strongroom.repository.fates import Fate, Fates
 from strongroom.repository.repository import Repository
+from strongroom.rules.proof import NOTHING, Proof, proved
 from strongroom.rules.retention import Backup, Hold, Plan, Policy, plan_retention
 
 
@@ -30,11 +32,11 @@ def judge(
     policy: Policy,
     *,
     physical: bool,
-    verified: frozenset[str] = frozenset(),
+    proof: Proof = NOTHING,
     now: datetime,
     store_now: datetime | None,
 ) -> Judged:
-    """Plan the retention of one source. `verified` are ids that a check or a drill read whole.
+    """Plan the retention of one source. `proof` is what checks and drills said of its backups.
 
     The start of the next base's recovery is not asked of the facts, which only a reader's key opens:
     the time of the commit, which is a little later, keeps no less.
@@ -52,7 +54,8 @@ def judge(
             one.time,
             one.size,
             stored.get(one.name),
-            verified=one.id in verified,
+            good=one.id not in proof.damaged,
+            verified=one.id in proof.verified,
             base=physical and one.kind == "postgres",
             stop=one.time,
         )
@@ -66,6 +69,13 @@ def judge(
     ]
     plan = plan_retention(backups, policy, now=now, holds=holds, store_now=store_now)
     return Judged(source, plan, snapshots, fates)
+
+
+def proof_of(journal: Journal) -> Proof:
+    """What the audit log tells of checks and drills, as it stands now. Raises why it cannot be read:
+    nothing is to be deleted by those who do not know what is verified."""
+    journal.refresh()
+    return proved(journal.runs(type=("check", "drill"), refresh=False))
 
 
 def expire(repository: Repository, judged: Judged, *, now: datetime) -> list[Snapshot]:
@@ -134,4 +144,4 @@ def _too_late(snapshot: str) -> NotFound:
     )
 
 
-__all__ = ["Judged", "expire", "hold", "judge", "release", "revive"]
+__all__ = ["Judged", "expire", "hold", "judge", "proof_of", "release", "revive"]
