@@ -208,7 +208,8 @@ class Checker:
         if level >= 1:
             self._name_files(report)
         if level >= _DEEP and self._reads:
-            read = {*report.verified, *last_verified} - {*report.spoiled}
+            # What does not open in a pack that is spoiled is known by frame.
+            read = {*report.verified, *report.spoiled, *last_verified}
             report.whole = self._whole(report, read)
 
     def _miss(self, report: Report, name: str, fault: StrongroomError) -> None:

@@ -1,7 +1,7 @@
 """Which backups are proved, by what the audit log tells of checks and drills. PURE.
 
     verified   a check read everything that the backup relies on and found it as it was written, or a
-               drill that restored it was green
+               drill restored it (for a moment behind it: the base) and everything held
     damaged    a check found something of it that is not as it was written
 
 The newest word on a backup counts: what a later check finds damaged, or a drill of it that fails,
@@ -10,32 +10,14 @@ takes back what an earlier one said. Where nobody looked, a backup is neither.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
+
+from strongroom.rules.drill import Drilled, Recorded
 
 WHOLE, HURT = "whole", "damaged_snapshots"
 """What a check's run says in its detail: ids of the backups it proved whole, and of those it found hurt."""
-
-
-class Told(Protocol):
-    """A run as the audit log has it; what is asked of it here."""
-
-    @property
-    def type(self) -> str:
-        """What it was: check, drill, or another."""
-
-    @property
-    def outcome(self) -> str:
-        """done, incomplete, failed, refused, interrupted, missed."""
-
-    @property
-    def snapshot(self) -> str:
-        """The backup it was about."""
-
-    @property
-    def detail(self) -> Mapping[str, Any]:
-        """What else it says."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +31,7 @@ class Proof:
 NOTHING = Proof()
 
 
-def proved(runs: Iterable[Told]) -> Proof:
+def proved(runs: Iterable[Recorded]) -> Proof:
     """What runs tell, in the order of the log."""
     verified: set[str] = set()
     damaged: set[str] = set()
@@ -59,9 +41,10 @@ def proved(runs: Iterable[Told]) -> Proof:
             damaged = damaged - whole | hurt
             verified = (verified | whole) - hurt
         elif run.type == "drill" and run.snapshot:
-            if run.outcome == "done":
+            drilled = Drilled.from_run(run)
+            if drilled.verifies:
                 verified.add(run.snapshot)
-            elif run.outcome == "failed":
+            elif drilled.verdict == "red":
                 verified.discard(run.snapshot)
     return Proof(frozenset(verified), frozenset(damaged))
 

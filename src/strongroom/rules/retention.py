@@ -261,20 +261,21 @@ def _at_least(cases: Sequence[_Case], policy: Policy) -> None:
     """The newest verified ones; as long as too few are verified, the newest of the others as well."""
     least = max(1, policy.minimum)
     newest = _best_first(cases)
-    verified = [case for case in newest if case.backup.good and case.backup.verified]
-    kept = sum(bool(case.reasons) for case in verified)
-    for case in verified:
-        if kept >= least:
-            break
-        if not case.reasons:
-            case.stay(f"never fewer than {least} verified")
-            kept += 1
+    good = [case for case in newest if case.backup.good]
+    _fill(
+        [case for case in good if case.backup.verified], least, f"never fewer than {least} verified"
+    )
+    _fill(good, least, f"never fewer than {least}, and fewer are verified")
+    _fill(newest, least, f"never fewer than {least}, and fewer are not damaged")
+
+
+def _fill(newest: Sequence[_Case], least: int, reason: str) -> None:
     kept = sum(bool(case.reasons) for case in newest)
     for case in newest:
         if kept >= least:
-            break
+            return
         if not case.reasons:
-            case.stay(f"never fewer than {least}, and fewer are verified")
+            case.stay(reason)
             kept += 1
 
 
