@@ -104,30 +104,34 @@ def hold(
     """Keep a backup until a moment, or for good; one that was expired is a backup again."""
     fates = Fates(repository.catalogue)
     return _still(
-        repository, fates.decide(_open(fates, snapshot.name), "hold", now=now, until=until, why=why)
+        repository,
+        fates.decide(
+            _open(repository, fates, snapshot.name), "hold", now=now, until=until, why=why
+        ),
     )
 
 
 def release(repository: Repository, snapshot: Snapshot, *, why: str, now: datetime) -> Fate:
     """End a hold; from then on the policy alone decides."""
     fates = Fates(repository.catalogue)
-    return fates.decide(_open(fates, snapshot.name), "release", now=now, why=why)
+    return fates.decide(_open(repository, fates, snapshot.name), "release", now=now, why=why)
 
 
 def revive(repository: Repository, snapshot: str, *, now: datetime, why: str = "") -> Fate:
     """Make what was expired a backup again; NotFound when a prune has begun to sweep it."""
     fates = Fates(repository.catalogue)
-    fate = _open(fates, snapshot)
-    if not fate.expired:
-        return fate
+    fate = _open(repository, fates, snapshot)
+    if not fate.expired:  # or a prune took its log while we read it
+        return _still(repository, fate)
     return _still(repository, fates.decide(fate, "revive", now=now, why=why))
 
 
-def _open(fates: Fates, snapshot: str) -> Fate:
+def _open(repository: Repository, fates: Fates, snapshot: str) -> Fate:
     fate = fates.of(snapshot)
     if fate.swept:
         raise _too_late(snapshot)
-    return fate
+    # Of a log that a prune is taking away, parts may be missing.
+    return _still(repository, fate) if fate.damaged else fate
 
 
 def _still(repository: Repository, fate: Fate) -> Fate:
