@@ -18,6 +18,7 @@ import sqlite3
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import lru_cache
 from typing import Any, TypeVar
 
 from strongroom.errors import Damaged, ObjectMissing, StrongroomError
@@ -336,7 +337,7 @@ class _Evidence:
         if self.last is None or self.last.size < head.size:
             now = datetime.now(UTC).isoformat(timespec="seconds")
             self.last = Seen(head.size, head.root, now)
-        self._save()
+            self._save()
 
     def _save(self) -> None:
         body = {
@@ -390,6 +391,7 @@ def _store(base: sqlite3.Connection, leaf: Leaf) -> None:
     base.execute("INSERT OR REPLACE INTO leaf VALUES (?, ?, ?, ?, ?, ?)", row)
 
 
+@lru_cache(8192)  # who asks again and again, as a scheduler does, reads each leaf once
 def _run(document: bytes, hash: bytes) -> Run:
     if leaf_hash(document) != hash:
         raise _Spoiled
