@@ -13,6 +13,7 @@ Rule: the oracle for what must be there knows dates and nothing of `rules/retent
 from __future__ import annotations
 
 import re
+from collections import Counter
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -29,6 +30,9 @@ from strongroom.config.loading import load
 from strongroom.errors import Damaged, Refused, StrongroomError
 from strongroom.format import pack as packs
 from strongroom.format import segment
+from strongroom.format.run import Run
+from strongroom.observe.channels.base import NotTold
+from strongroom.observe.journal import Journal
 from strongroom.operations import clocks, retaining
 from strongroom.operations.back_up import back_up
 from strongroom.operations.browse import list_snapshots
@@ -43,9 +47,12 @@ from strongroom.repository.leases import Leases
 from strongroom.repository.pruning import Pruner, Rules
 from strongroom.repository.repository import Repository
 from strongroom.repository.seams import Seams
+from strongroom.rules import anomalies
 from strongroom.rules.cron import Cron
 from strongroom.rules.drill import OUTCOME, Step, detail_of
 from strongroom.rules.drill import judge as verdict_of
+from strongroom.rules.durations import parse_duration
+from strongroom.rules.messages import Message, compose
 from strongroom.rules.proof import HURT, WHOLE
 from strongroom.rules.schedule import Job, Verdict
 from strongroom.storage.base import Buffer, Entry
@@ -65,7 +72,7 @@ expire = "0 5 * * *"
 [source.stakazo-db]
 type = "files"
 path = "{folder}/db"
-schedule = "0 2 * * *"
+schedule = "{database}"
 promise = {{ rpo = "26h", rto = "4h", keep = "30d" }}
 retention = {{ minimum = 3 }}
 
@@ -125,6 +132,19 @@ class Shelf(MemoryStorage):
         return self.free
 
 
+class _Past:
+    """The journal, asked of the log once for all jobs that are judged together."""
+
+    def __init__(self, journal: Journal) -> None:
+        self._journal = journal
+        journal.refresh()
+
+    def runs(
+        self, source: str | None = None, type: str | None = None, since: datetime | None = None
+    ) -> list[Run]:
+        return self._journal.runs(source, type, since, refresh=False)
+
+
 @dataclass(frozen=True)
 class Made:
     """A backup that was made, as the test saw it."""
@@ -140,8 +160,28 @@ class Weather:
 
     broken: bool = False  # the source cannot be read
     slow: int = 1  # so many times the usual duration
+    size: int = 40_000  # bytes of the database
     drill_fails: bool = False
     drills_away: bool = False  # nobody runs them
+
+
+class Sink:
+    """A channel that keeps what it took; while it is down it takes nothing."""
+
+    name, each = "sink", True
+
+    def __init__(self) -> None:
+        self.down = False
+        self.took: list[Message] = []
+
+    def send(self, message: Message) -> None:
+        if self.down:
+            raise NotTold("It does not answer.")
+        self.took.append(message)
+
+    def counted(self, word: str) -> Counter[str]:
+        """How often each key was told with a word."""
+        return Counter(one.key for one in self.took if one.word == word)
 
 
 @dataclass
@@ -151,6 +191,7 @@ class Year:
     folder: Path
     start: datetime
     zone: str = ""
+    database: str = "0 2 * * *"
     seed: object = "year"
     weather: Weather = field(default_factory=Weather)
     made: list[Made] = field(default_factory=list)
@@ -160,6 +201,9 @@ class Year:
     ran: list[tuple[str, datetime, int]] = field(default_factory=list)
     frozen: dict[str, tuple[str, ...]] = field(default_factory=dict)
     on: bool = True
+    sink: Sink = field(default_factory=lambda: Sink())
+    open: dict[str, Any] = field(default_factory=dict)
+    known: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.clocks = Clocks(self.start)
@@ -171,7 +215,7 @@ class Year:
         for name in ("db", "vault", "state", "cache"):
             (self.folder / name).mkdir()
         path = self.folder / "strongroom.toml"
-        path.write_text(CONFIG.format(folder=self.folder, zone=self.zone))
+        path.write_text(CONFIG.format(folder=self.folder, zone=self.zone, database=self.database))
         self.configuration = load(config=str(path), environ={}).configuration
         self.jobs = [*jobs_of(self.configuration), *self._drill_jobs()]
         self.fill(VAULT, 30_000)
@@ -207,7 +251,7 @@ class Year:
         )
 
     @property
-    def journal(self) -> Any:
+    def journal(self) -> Journal:
         assert self.recorder.journal is not None
         return self.recorder.journal
 
@@ -236,7 +280,8 @@ class Year:
             self.clocks.true = min(due, noon) + timedelta(seconds=20)
             if noon <= due:
                 at_noon(noon)
-                self.tell()
+                if self.on:
+                    self.tell()
             elif self.on:
                 self.wake()
 
@@ -245,9 +290,8 @@ class Year:
         tried: set[str] = set()
         while True:
             now = self.clocks.now()
-            verdicts = judge(
-                self.repository, self.jobs, self.leases, history=self.journal, now=now
-            )
+            past = _Past(self.journal)
+            verdicts = judge(self.repository, self.jobs, self.leases, history=past, now=now)
             todo = [one for one in verdicts if one.runs and one.job.name not in tried]
             if not todo:
                 break
@@ -260,7 +304,58 @@ class Year:
         self.tell()
 
     def tell(self) -> None:
-        """Alerts."""
+        """What is wrong is told, what has ended as well."""
+        state = self.state()
+        now = self.clocks.now()
+        found = anomalies.conditions(state, now=now)
+        for action in anomalies.alerting(self.open.values(), found, now=now):
+            told = self.open.get(action.key) or anomalies.Told(action.key, now)
+            if action.condition is not None:
+                self.known[action.key] = action.condition
+            if action.word == "drop":
+                del self.open[action.key]
+                continue
+            word: Any = {"retry": "raise", "escalate": "raise"}.get(action.word, action.word)
+            message = compose(
+                word, self.known[action.key], at=now, since=told.raised, host="host", repository="r"
+            )
+            try:
+                self.sink.send(message)
+            except NotTold:
+                self.open[action.key] = replace(told, tried=told.tried + 1, last_try=now)
+            else:
+                self.open[action.key] = replace(told, sent=now, tried=0)
+                if action.word == "resolve":
+                    del self.open[action.key]
+
+    def state(self) -> anomalies.State:
+        def past(runs: Sequence[Run]) -> list[anomalies.Past]:
+            return [
+                anomalies.Past(r.started, r.ended, r.outcome, r.size, r.what)  # type: ignore[arg-type]
+                for r in runs[-20:]
+            ]
+
+        self.journal.refresh()
+        expired = self.journal.runs(type="expire", refresh=False)[-1:]
+        frozen = expired[0].detail["frozen"] if expired else {}
+        sources = [
+            anomalies.SourceState(
+                name,
+                past(self.journal.runs(name, "backup", refresh=False)),
+                past(self.journal.runs(name, "drill", refresh=False)),
+                table.promise.rpo,
+                parse_duration("70d" if name == DB else "130d"),
+                self.start,
+                frozen=tuple(frozen.get(name, ())),
+            )
+            for name, table in self.configuration.source.items()
+        ]
+        return anomalies.State(
+            sources,
+            past(self.journal.runs(type="check", refresh=False)),
+            self.storage.free,
+            self.storage.total,
+        )
 
     # -- steps -----------------------------------------------------------------------------
 
@@ -303,10 +398,8 @@ class Year:
         self.kept[name].add(report.snapshot.id)
         return 0
 
-    size = 40_000
-
     def size_of(self, name: str) -> int:
-        return self.size if name == DB else 30_000
+        return self.weather.size if name == DB else 30_000
 
     def check(self, verdict: Verdict, *words: str) -> int:
         with self.recorder.recorded("check", trigger=verdict.trigger) as run:  # type: ignore[arg-type]
@@ -349,7 +442,7 @@ class Year:
                     self.frozen[name] = judged.plan.frozen
             run.detail |= {"frozen": {name: [*why] for name, why in self.frozen.items()}}
             run.problems = len(self.frozen)
-            self.looked(now)
+            self.decided(now)
             if self.frozen:
                 raise Refused("Nothing may be deleted now.")
         return 0
@@ -358,7 +451,14 @@ class Year:
         with self.recorder.recorded("prune", trigger=verdict.trigger):  # type: ignore[arg-type]
             rules = Rules(pack_size=self.repository.settings.pack_size)
             Pruner(self.repository, rules=rules, progress=Silent()).run()
+            self.assert_kept()
         return 0
+
+    def prune_to_the_bone(self) -> None:
+        """With `--live 1`; twice, so that what the first one left condemned is gone."""
+        rules = Rules(live=1.0, pack_size=self.repository.settings.pack_size)
+        for _ in range(2):
+            Pruner(self.repository, rules=rules, progress=Silent()).run()
 
     def drill(self, verdict: Verdict, _: str, name: str) -> int:
         """A restore through the one read path, compared with what was there; its leaf as a drill's."""
@@ -413,18 +513,17 @@ class Year:
                     stay.add(one.id)
         return stay
 
-    def looked(self, now: datetime) -> None:
-        """An expire has decided at `now`: what stays is what the policy demands, to the backup."""
+    def decided(self, now: datetime) -> None:
+        """An expire has decided at `now`, by this host's clock: what must stay from now on."""
         for name in (DB, VAULT):
             mine = [one for one in self.made if one.source == name and one.id in self.kept[name]]
             if name not in self.frozen:
                 self.kept[name] = self._demanded(mine, now)
-        self.assert_kept()
 
     def assert_kept(self) -> None:
-        listing = list_snapshots(self.repository)
+        """What is there is what the policy demands, to the backup."""
         for name in (DB, VAULT):
-            there = {one.id for one in listing.snapshots if one.source == name}
+            there = {one.name[-16:] for one in self.storage.list(f"snapshots/{name}/")}
             assert there == self.kept[name], (name, self.clocks.true)
 
     def assert_nothing_unreachable(self) -> None:
