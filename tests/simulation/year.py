@@ -267,7 +267,9 @@ class Year:
 
     # -- time ------------------------------------------------------------------------------
 
-    def until(self, end: datetime, *, at_noon: Callable[[datetime], None] = lambda day: None) -> None:
+    def until(
+        self, end: datetime, *, at_noon: Callable[[datetime], None] = lambda day: None
+    ) -> None:
         """Live until `end`: wake whenever something is due, and at noon."""
         while True:
             now = self.clocks.true
