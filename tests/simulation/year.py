@@ -357,6 +357,7 @@ class Year:
             past(self.journal.runs(type="check", refresh=False)),
             self.storage.free,
             self.storage.total,
+            apart=clocks.clock_difference(self.storage, self.repository.seams),
         )
 
     # -- steps -----------------------------------------------------------------------------
