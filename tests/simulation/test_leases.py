@@ -263,3 +263,19 @@ def test_a_prune_takes_what_is_old_but_the_last_time_of_a_job() -> None:
     assert timedelta(days=7) == KEPT
     world.storage.delete(gone)
     assert old_leases(world.storage) == []
+
+
+def test_times_that_a_clock_ahead_has_left_hide_nothing() -> None:
+    """A host whose clock was forty days ahead: what was served stays known, and is not run again."""
+    world = World(hosts=1, ahead=(timedelta(days=40),))
+    there = world.leases(world.storage, 9)
+    there.end(there.take(JOB.name, DUE, 1), outcome="done", exit=0)
+    ahead = world.leases(world.storage, 0)
+    for day in range(38, 42):
+        with pytest.raises(Refused):
+            ahead.take(JOB.name, DUE + timedelta(days=day), 1)
+    for day in (0, 8, 20):
+        world.now = DUE + timedelta(days=day, minutes=5)
+        world.storage.put(f"leases/check/20260401T000000Z/{day + 1:06}", b"")  # the newest of all
+        world.storage.delete(old_leases(world.storage))
+        assert [one.due for one in world.leases(world.storage, 9).of(JOB.name)] == [DUE]

@@ -14,7 +14,8 @@ from strongroom.cli.records import ID_SHOWN, show_moment, snapshot_body
 from strongroom.config.model import PostgresTable, SourceTable
 from strongroom.errors import Damaged, Refused, UsageError
 from strongroom.rules.durations import parse_duration
-from strongroom.rules.retention import Plan, Policy
+from strongroom.rules.proof import NOTHING
+from strongroom.rules.retention import Backup, Plan, Policy
 from strongroom.rules.sizes import show_size
 
 if TYPE_CHECKING:
@@ -132,12 +133,15 @@ def expire(
         now = desk.now
         apart = clocks.clock_difference(repository.storage, repository.seams)
         store_now = None if apart is None else now + timedelta(seconds=apart)
+        journal = desk.recorder.journal
+        proof = NOTHING if journal is None else retaining.proof_of(journal)
         for name, table in chosen.items():
             judged = retaining.judge(
                 repository,
                 name,
                 policy_of(desk, table),
                 physical=isinstance(table, PostgresTable) and table.method == "physical",
+                proof=proof,
                 now=now,
                 store_now=store_now,
             )
@@ -275,9 +279,13 @@ def _source_lines(judged: Judged, *, dry_run: bool) -> list[str]:
     for row in plan.rows:
         word = "stays" if row.stays else "goes "
         when = show_moment(row.backup.born)
-        reasons = show_text("; ".join(row.reasons))
+        reasons = show_text("; ".join([*row.reasons, *_known(row.backup)]))
         lines.append(f"  {word}  {row.backup.id[:ID_SHOWN]}  {when}  {reasons}")
     return lines
+
+
+def _known(backup: Backup) -> list[str]:
+    return ["damaged"] if not backup.good else ["verified"] if backup.verified else []
 
 
 def _source_body(judged: Judged, gone: list[str]) -> dict[str, Any]:
@@ -292,6 +300,8 @@ def _source_body(judged: Judged, gone: list[str]) -> dict[str, Any]:
                 "time": row.backup.time.isoformat(),
                 "stored": None if row.backup.stored is None else row.backup.stored.isoformat(),
                 "size": row.backup.size,
+                "verified": row.backup.verified,
+                "damaged": not row.backup.good,
                 "stays": row.stays,
                 "reasons": list(row.reasons),
                 "until": None if row.until is None else row.until.isoformat(),
