@@ -51,7 +51,7 @@ class Desk:
         self.trigger: Trigger = "manual"
         self._secrets: list[str] | None = None
         self._opened: Repository | None = None
-        self._ends = 0
+        self._ended: set[str] = set()  # runs of this command that were recorded
 
     # -- configuration ---------------------------------------------------------------------
 
@@ -223,6 +223,7 @@ class Desk:
             yield Draft()
             return
         outermost = not self.recorder.running
+        draft = Draft()
         try:
             with (
                 self.recorder.recorded(type, source=source, what=what, trigger=trigger) as draft,
@@ -232,11 +233,12 @@ class Desk:
                 yield draft
                 if draft.fault is None:
                     draft.fault = self.output.fault
-                if draft.nothing:  # what it was about has runs of its own, or nothing was done
-                    self.output.record("end", draft.what, {"outcome": "nothing"})
         finally:
+            if draft.id not in self._ended:  # nothing was done, or it has runs of its own
+                with self.output.about(type=type, source=source, run=draft.id):
+                    self.output.record("end", draft.what, {"outcome": "nothing"})
             if outermost:
-                if self._ends and self._opened is not None:
+                if self._ended and self._opened is not None:
                     from strongroom.cli.measuring import measured  # noqa: PLC0415
 
                     measured(self, self._opened)
@@ -244,7 +246,7 @@ class Desk:
 
     def ended(self, run: Run) -> None:
         """A run was recorded: log what came of it."""
-        self._ends += 1
+        self._ended.add(run.run)
         names = ("source", "trigger", "outcome", "exit", "code", "snapshot", "files", "size")
         facts = {name: getattr(run, name) for name in (*names, "new_size", "stored", "problems")}
         facts["seconds"] = round((run.ended - run.started).total_seconds(), 3)

@@ -18,8 +18,11 @@ if TYPE_CHECKING:
     from strongroom.repository.repository import Repository
 
 
-def measured(desk: Desk, repository: Repository, board: Board | None = None) -> None:
-    """Compute, and show on `board` and in the textfile, as far as there are any."""
+def measured(
+    desk: Desk, repository: Repository, board: Board | None = None, *, fresh: bool = True
+) -> None:
+    """Compute, and show on `board` and in the textfile, as far as there are any. Not `fresh` where
+    nothing has run."""
     textfile = desk.configuration.metrics.textfile
     if textfile is None and board is None:
         return
@@ -27,14 +30,14 @@ def measured(desk: Desk, repository: Repository, board: Board | None = None) -> 
         from strongroom.observe.metrics import Board as Fresh  # noqa: PLC0415
 
         shown = Fresh() if board is None else board
-        shown.show(compute(desk, repository))
+        shown.show(compute(desk, repository, fresh=fresh))
         if textfile is not None:
             shown.write(textfile)
     except Exception as fault:  # whatever it is: the run itself is what it is
         desk.output.warning(f"the metrics are those of an earlier run: {show_text(str(fault))}")
 
 
-def compute(desk: Desk, repository: Repository) -> Figures:
+def compute(desk: Desk, repository: Repository, *, fresh: bool = True) -> Figures:
     """The figures as they are now."""
     from strongroom.operations.measuring import figures  # noqa: PLC0415 -- numpy behind it
 
@@ -48,6 +51,7 @@ def compute(desk: Desk, repository: Repository) -> Figures:
         desk.configuration,
         now=desk.now,
         folder=recorder.folder,
+        fresh=fresh,
     )
 
 

@@ -376,16 +376,21 @@ class _Records:
             "records": self._bodies,
             "bases": {name: one for name, one in self._bases.items() if name in ids},
         }
-        half = f"{self._path}.{os.getpid()}.part"
-        with contextlib.suppress(OSError):
-            os.makedirs(os.path.dirname(self._path), mode=0o700, exist_ok=True)
-            with open(half, "w", opener=_private) as file:
-                json.dump(body, file)
-            os.replace(half, self._path)
+        replace_private(self._path, body)
+
+
+def replace_private(path: str, body: Any) -> None:
+    """Replace a small file of JSON that costs only time when it is lost, where that can be done."""
+    half = f"{path}.{os.getpid()}.part"
+    with contextlib.suppress(OSError):
+        os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
+        with open(half, "w", opener=_private) as file:
+            json.dump(body, file)
+        os.replace(half, path)
 
 
 def _private(path: str, flags: int) -> int:
     return os.open(path, flags, 0o600)
 
 
-__all__ = ["RECORDS", "Survey", "configured_names", "state_of", "survey"]
+__all__ = ["RECORDS", "Survey", "configured_names", "replace_private", "state_of", "survey"]

@@ -193,7 +193,7 @@ def _run_all(
             )
         while watch.stop is None:
             verdicts = _judge(desk, repository, jobs)
-            measured(desk, repository, board)
+            measured(desk, repository, board, fresh=bool(tried))
             if not tried:
                 for one in verdicts:
                     if one.state in (State.MISSED, State.OVERRUN):
