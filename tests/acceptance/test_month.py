@@ -16,7 +16,6 @@ import socket
 import struct
 import subprocess
 import sys
-import time
 import urllib.request
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
@@ -24,10 +23,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from aiosmtpd.controller import Controller
 from psycopg.conninfo import conninfo_to_dict
 
-from observe.servers import Web
 from postgres.cluster_room import Restored
 from postgres.wal.room import SETTINGS, WHERE, WalRoom, program, ready, until
 from strongroom.errors import NotFound
@@ -249,7 +246,7 @@ def test_a_month(month: Month) -> None:
             assert month.due(moment) == 0, month.runs[-1]
             commits.append(month.sql("INSERT INTO ledger DEFAULT VALUES RETURNING at")[0])
             month.sql(
-                f"INSERT INTO orders SELECT n, md5(n::text) FROM generate_series(1, 50) n", "app"
+                "INSERT INTO orders SELECT n, md5(n::text) FROM generate_series(1, 50) n", "app"
             )
         month.sql("SELECT pg_switch_wal()")
         until(lambda: not ready(month.server))
@@ -285,9 +282,7 @@ def assert_moments(month: Month, commits: list[datetime], now: datetime) -> None
         target = month.room.root / f"back-{number}"
         month.run("restore", "db", "--at", at.isoformat(), "--to", str(target))
         with MovedRestored(month.server, target) as back, back.connect() as connection:
-            until(
-                lambda: connection.execute("SELECT pg_is_in_recovery()").fetchone() == (False,)  # noqa: B023
-            )
+            until(lambda: connection.execute("SELECT pg_is_in_recovery()").fetchone() == (False,))
             rows = connection.execute("SELECT at FROM ledger ORDER BY n").fetchall()
         found = [row[0] for row in rows]
         # The row's own clock reads a little before its commit.
