@@ -452,7 +452,9 @@ class Year:
 
     def prune(self, verdict: Verdict) -> int:
         with self.recorder.recorded("prune", trigger=verdict.trigger):  # type: ignore[arg-type]
-            rules = Rules(pack_size=self.repository.settings.pack_size)
+            rules = Rules(
+                pack_size=self.repository.settings.pack_size, spared=frozenset(self.frozen)
+            )
             Pruner(self.repository, rules=rules, progress=Silent()).run()
             self.assert_kept()
         return 0
