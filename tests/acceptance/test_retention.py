@@ -75,8 +75,17 @@ def test_what_goes_goes_in_two_steps_and_comes_back_after_the_first(
 
 def test_a_vault_that_is_suddenly_empty_deletes_nothing(four: tuple[Desk, list[str]]) -> None:
     desk, ids = four
+    desk.run("keep", "vault", ids[1])
+    desk.run("expire")
+    assert ids_of(desk, "--expired") == [ids[0]]
     (desk.vault / "alone.bin").unlink()
     desk.run("backup", "vault")
+    # Not even what was decided before: it may be all that is left.
+    pruned = desk.run("prune", "--json")
+    assert (pruned.result["swept"], pruned.result["spared"]) == ([], ["vault"])
+    assert "where 2.2 MiB were usual" in pruned.stderr
+    desk.run("undelete", "vault", ids[0])
+    desk.run("keep", "vault", ids[1], "--release")
     done = desk.run("expire", status=4)
     assert "where 2.2 MiB were usual" in done.stderr
     assert "nothing is deleted now; otherwise it would go" in done.text

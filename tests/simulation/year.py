@@ -13,8 +13,8 @@ Rule: the oracle for what must be there knows dates and nothing of `rules/retent
 from __future__ import annotations
 
 import re
-from collections import Counter
 from bisect import bisect_left
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
@@ -103,7 +103,7 @@ class Shelf(MemoryStorage):
     """The store: by the clock that is turned, names kept in order, and room that a test takes away."""
 
     def __init__(self, clocks: Clocks) -> None:
-        super().__init__(now=lambda: clocks.true.timestamp())
+        super().__init__(now=lambda: clocks.true.timestamp())  # noqa: PLW0108 -- it moves
         self._names: list[str] = []
         self.free, self.total = 80 << 30, 100 << 30
 
@@ -201,7 +201,7 @@ class Year:
     ran: list[tuple[str, datetime, int]] = field(default_factory=list)
     frozen: dict[str, tuple[str, ...]] = field(default_factory=dict)
     on: bool = True
-    sink: Sink = field(default_factory=lambda: Sink())
+    sink: Sink = field(default_factory=Sink)
     open: dict[str, Any] = field(default_factory=dict)
     known: dict[str, Any] = field(default_factory=dict)
 
@@ -452,7 +452,9 @@ class Year:
 
     def prune(self, verdict: Verdict) -> int:
         with self.recorder.recorded("prune", trigger=verdict.trigger):  # type: ignore[arg-type]
-            rules = Rules(pack_size=self.repository.settings.pack_size)
+            rules = Rules(
+                pack_size=self.repository.settings.pack_size, spared=frozenset(self.frozen)
+            )
             Pruner(self.repository, rules=rules, progress=Silent()).run()
             self.assert_kept()
         return 0

@@ -207,7 +207,11 @@ def test_manners_are_what_the_page_says() -> None:
 def test_a_clock_that_jumped_is_one_thing_that_is_wrong(days: int) -> None:
     """Judged by the store's clock nothing is late; set right, nothing is left to tell."""
     source = SourceState(
-        "db", (*USUAL, run(0)), (run(5),), rpo=parse_duration("26h"), drill_every=parse_duration("30d")
+        "db",
+        (*USUAL, run(0)),
+        (run(5),),
+        rpo=parse_duration("26h"),
+        drill_every=parse_duration("30d"),
     )
     key = Key("k", NOW - 80 * DAY)
     state = State([source], keys=(key,), key_age=parse_duration("90d"), apart=-days * 86400.0)
