@@ -72,6 +72,7 @@ if TYPE_CHECKING:
     from strongroom.repository.ports import Sink, SnapshotReader, Source
     from strongroom.repository.repository import Repository
     from strongroom.repository.seams import Seams
+    from strongroom.rules.recovery import Made
     from strongroom.storage.base import Storage
 
 
@@ -996,6 +997,7 @@ def cluster_sink(
     recovery: Recovery,
     delta: bool,
     spaces: Mapping[bytes, bytes],
+    made: Sequence[Made],
     owner: bool,
     jobs: int | None,
 ) -> Sink:
@@ -1007,6 +1009,7 @@ def cluster_sink(
         recovery=recovery,
         delta=delta,
         spaces=spaces,
+        made=made,
         owner=None if owner else False,
         jobs=jobs,
     )

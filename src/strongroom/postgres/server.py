@@ -275,7 +275,11 @@ def literal(value: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class ServerFacts:
-    """What a server is. `version_number` is server_version_num; sizes in bytes."""
+    """What a server is. `version_number` is server_version_num; sizes in bytes.
+
+    `collations` are the versions of libraries (provider, version) by which its databases sort, where
+    it tells: from PostgreSQL 15 on, by SQL.
+    """
 
     version: str
     version_number: int
@@ -284,6 +288,7 @@ class ServerFacts:
     superuser: bool
     settings: Mapping[str, str]
     databases: tuple[str, ...]
+    collations: tuple[tuple[str, str], ...] = ()
 
     @property
     def major(self) -> int:
@@ -298,6 +303,7 @@ class ServerFacts:
             "system_identifier": self.system_identifier,
             "standby": self.standby,
             "settings": dict(self.settings),
+            "collations": [list(one) for one in self.collations],
         }
 
 
@@ -340,7 +346,16 @@ def server_facts(connection: psycopg.Connection[Any]) -> ServerFacts:
         superuser,
         dict(settings),
         tuple(name for (name,) in databases),
+        _collations(connection) if number >= 150000 else (),
     )
+
+
+def _collations(connection: psycopg.Connection[Any]) -> tuple[tuple[str, str], ...]:
+    rows = connection.execute(
+        "SELECT DISTINCT datlocprovider::text, datcollversion FROM pg_database"
+        " WHERE datcollversion IS NOT NULL ORDER BY 1, 2"
+    )
+    return tuple(rows.fetchall())
 
 
 @dataclass(frozen=True, slots=True)
