@@ -126,10 +126,10 @@ class DatabaseCourse:
     @property
     def _main(self) -> str:
         """The database that queries and commands go to."""
-        if self._database is not None:
-            if self._database not in self._names:
-                raise NotFound(f"There was no database {self._database!r} then.")
-            return self._database
+        if self._database in self._names:
+            return str(self._database)
+        if self.table.database is not None:  # that of the dsn may be there to connect to only
+            raise NotFound(f"There was no database {self.table.database!r} then.")
         others = [name for name in self._names if name != "postgres"]
         if len(others) > 1:
             raise Refused(
