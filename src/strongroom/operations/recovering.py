@@ -80,18 +80,16 @@ def fetcher(cluster: Cluster, verdict: Verdict) -> Fetch:
 
 
 def sandbox_for(cluster: Cluster, verdict: Verdict, *, scratch: str | None) -> Sandbox:
-    """A throw-away server without files yet; `fill` it, then let it recover.
-
-    Refused where the log makes a tablespace: it would be made over what is there on this machine.
-    """
+    """A throw-away server without files yet; `fill` it, then let it recover. Refused where it would
+    write to a place of the original's."""
     if verdict.spaces:
         name = os.fsdecode(verdict.spaces[0].location)
         raise Refused(
-            f"A tablespace was made after the backup at {name!r}, and PostgreSQL makes it again at"
-            " that very place, where the original may be using it.",
+            f"A tablespace was made after the backup at {name!r}, and PostgreSQL makes it again"
+            " at that very place, where the original may be using it.",
             means="Nothing was started. The backup and its log are whole.",
-            do="`strongroom open` gives it a private place where a file system can be mounted; or"
-            " choose a moment before it was made, or a backup that was taken after.",
+            do="Open it where a file system can be mounted (`strongroom doctor` says why not"
+            " here); or choose a moment before it was made, or a backup taken after.",
         )
     return Sandbox(cluster.major, fetcher(cluster, verdict), parent=scratch)
 

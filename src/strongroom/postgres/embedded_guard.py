@@ -102,6 +102,39 @@ def _mounted(directory: str, uid: int, gid: int) -> int:
     return device
 
 
+def _map_myself(user: int, group: int) -> None:
+    """In a new user namespace, be who we were."""
+    for name, text in (
+        ("setgroups", "deny"),
+        ("uid_map", f"{user} {user} 1"),
+        ("gid_map", f"{group} {group} 1"),
+    ):
+        with open(f"/proc/self/{name}", "w") as file:
+            file.write(text)
+
+
+def _apart() -> None:
+    """Leave the network, where that may be done; sockets of files are reached as before."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    user, group = os.geteuid(), os.getegid()
+    if user == 0:
+        libc.unshare(_NEWNET)
+    elif libc.unshare(_NEWNET | _NEWUSER) == 0:
+        _map_myself(user, group)
+
+
+def _raise_loopback() -> None:
+    """In a network of one's own, let a command reach what it starts itself."""
+    import fcntl  # noqa: PLC0415  not needed otherwise
+    import socket  # noqa: PLC0415
+    import struct  # noqa: PLC0415
+
+    own = os.stat("/proc/self/ns/net").st_ino != os.stat(f"/proc/{os.getppid()}/ns/net").st_ino
+    if own:
+        with suppress(OSError), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as any_:
+            fcntl.ioctl(any_, _SIOCSIFFLAGS, struct.pack("16sh22x", b"lo", _IFF_UP))
+
+
 def _descriptor(path: str) -> int:
     return os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
 
@@ -137,39 +170,6 @@ def _private_places(directory: str, mount: Callable[..., None], *, root: bool) -
 def _word(path: str) -> str:
     """A path as a mount option can hold it."""
     return "".join("\\" + char if char in "\\,:" else char for char in path)
-
-
-def _map_myself(user: int, group: int) -> None:
-    """In a new user namespace, be who we were."""
-    for name, text in (
-        ("setgroups", "deny"),
-        ("uid_map", f"{user} {user} 1"),
-        ("gid_map", f"{group} {group} 1"),
-    ):
-        with open(f"/proc/self/{name}", "w") as file:
-            file.write(text)
-
-
-def _apart() -> None:
-    """Leave the network, where that may be done; sockets of files are reached as before."""
-    libc = ctypes.CDLL(None, use_errno=True)
-    user, group = os.geteuid(), os.getegid()
-    if user == 0:
-        libc.unshare(_NEWNET)
-    elif libc.unshare(_NEWNET | _NEWUSER) == 0:
-        _map_myself(user, group)
-
-
-def _raise_loopback() -> None:
-    """In a network of one's own, let a command reach what it starts itself."""
-    import fcntl  # noqa: PLC0415  not needed otherwise
-    import socket  # noqa: PLC0415
-    import struct  # noqa: PLC0415
-
-    own = os.stat("/proc/self/ns/net").st_ino != os.stat(f"/proc/{os.getppid()}/ns/net").st_ino
-    if own:
-        with suppress(OSError), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as any_:
-            fcntl.ioctl(any_, _SIOCSIFFLAGS, struct.pack("16sh22x", b"lo", _IFF_UP))
 
 
 def _tune(path: str) -> None:
