@@ -54,7 +54,8 @@ if TYPE_CHECKING:
     from strongroom.postgres.physical.local import LocalSource
     from strongroom.postgres.physical.stream import StreamSource
     from strongroom.postgres.recovery.settings import Recovery
-    from strongroom.postgres.rights import Rights
+    from strongroom.postgres.grants import Wanted
+    from strongroom.postgres.rights import Premises
     from strongroom.postgres.server import Conninfo
     from strongroom.postgres.wal.archiver import Archiver
     from strongroom.postgres.wal.daemon import Daemon
@@ -563,11 +564,51 @@ def client_tools(
     return "ok", f"pg_dump {', '.join(good)}{aside}", ""
 
 
-def database_rights(table: PostgresTable, database: str, *, environ: Mapping[str, str]) -> Rights:
-    """What the role of a database source may not read in one database."""
-    from strongroom.postgres.rights import rights  # noqa: PLC0415
+def rights_wanted(
+    name: str,
+    table: PostgresTable,
+    environ: Mapping[str, str],
+    *,
+    role: str | None = None,
+    receives: bool = False,
+) -> tuple[Conninfo, Wanted, Premises | None, StrongroomError | None]:
+    """What the role of a source needs, by what its server says; or why that could not be asked.
 
-    return rights(table.dsn, database, _text(table.password, environ))
+    `receives`: its log is received too; else that is taken from a slot that is configured, or there.
+    """
+    from strongroom.postgres.grants import Purpose, Wanted  # noqa: PLC0415
+    from strongroom.postgres.rights import ask  # noqa: PLC0415
+    from strongroom.postgres.server import is_near  # noqa: PLC0415
+
+    conninfo, slot = wal_place(name, table, environ)
+    logical = table.method == "logical"
+    every = table.databases == ("*",)
+    premises, away = None, None
+    try:
+        premises = ask(conninfo, () if every else table.databases, every=logical and every)
+    except StrongroomError as fault:
+        away = fault
+    purpose: Purpose = "logical"
+    if not logical:
+        told = table.data_directory or (premises and premises.data_directory)
+        here = os.path.isdir(told) if told else is_near(conninfo)
+        purpose = table.via or ("local" if here else "stream")
+    received = receives or table.slot is not None or (premises and slot in premises.slots)
+    user = conninfo.parameters.get("user") or environ.get("PGUSER") or ""
+    chosen = role or (_ROLE if premises and premises.superuser else user) or _ROLE
+    wanted = Wanted(
+        chosen,
+        (purpose, "receive") if received else (purpose,),
+        conninfo.database,
+        (premises.databases if premises else table.databases) if logical else (),
+        major=None if premises is None else premises.major,
+        row_security=premises.row_security if premises and logical else (),
+        archives=None if premises is None else premises.archives,
+    )
+    return conninfo, wanted, premises, away
+
+
+_ROLE = "strongroom"
 
 
 @dataclass(frozen=True, slots=True)

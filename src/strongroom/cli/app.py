@@ -38,6 +38,7 @@ VERBS: dict[tuple[str, ...], tuple[str, Group]] = {
     ("undelete",): ("retention:undelete", MANAGE),
     ("prune",): ("retention:prune", MANAGE),
     ("source", "test"): ("source:test", MANAGE),
+    ("source", "grants"): ("source:grants", MANAGE),
     ("repository", "stats"): ("repository:stats", MANAGE),
     ("audit", "verify"): ("audit:verify", MANAGE),
     ("audit", "export"): ("audit:export", MANAGE),
