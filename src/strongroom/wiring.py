@@ -50,11 +50,11 @@ if TYPE_CHECKING:
     from strongroom.operations.runbook_database import DatabaseRunbook
     from strongroom.operations.runbook_vault import VaultRunbook
     from strongroom.postgres.clients import Clients
+    from strongroom.postgres.grants import Needs
     from strongroom.postgres.logical.source import LogicalSource
     from strongroom.postgres.physical.local import LocalSource
     from strongroom.postgres.physical.stream import StreamSource
     from strongroom.postgres.recovery.settings import Recovery
-    from strongroom.postgres.grants import Wanted
     from strongroom.postgres.rights import Premises
     from strongroom.postgres.server import Conninfo
     from strongroom.postgres.wal.archiver import Archiver
@@ -571,12 +571,12 @@ def rights_wanted(
     *,
     role: str | None = None,
     receives: bool = False,
-) -> tuple[Conninfo, Wanted, Premises | None, StrongroomError | None]:
+) -> tuple[Conninfo, Needs, Premises | None, StrongroomError | None]:
     """What the role of a source needs, by what its server says; or why that could not be asked.
 
     `receives`: its log is received too; else that is taken from a slot that is configured, or there.
     """
-    from strongroom.postgres.grants import Purpose, Wanted  # noqa: PLC0415
+    from strongroom.postgres.grants import Needs, Purpose  # noqa: PLC0415
     from strongroom.postgres.rights import ask  # noqa: PLC0415
     from strongroom.postgres.server import is_near  # noqa: PLC0415
 
@@ -596,7 +596,7 @@ def rights_wanted(
     received = receives or table.slot is not None or (premises and slot in premises.slots)
     user = conninfo.parameters.get("user") or environ.get("PGUSER") or ""
     chosen = role or (_ROLE if premises and premises.superuser else user) or _ROLE
-    wanted = Wanted(
+    wanted = Needs(
         chosen,
         (purpose, "receive") if received else (purpose,),
         conninfo.database,

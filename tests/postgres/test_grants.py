@@ -17,7 +17,7 @@ from postgres.conftest import Databases, quote
 from postgres.keeping import DoubleKeeper, EngineKeeper
 from strongroom.errors import KeyRefused, StrongroomError
 from strongroom.postgres.embedded import EmbeddedServer, service_account
-from strongroom.postgres.grants import Purpose, Wanted, hba_lines, script, statements
+from strongroom.postgres.grants import Needs, Purpose, hba_lines, script, statements
 from strongroom.postgres.logical.source import LogicalSource
 from strongroom.postgres.physical.local import LocalSource
 from strongroom.postgres.physical.stream import StreamSource
@@ -36,10 +36,10 @@ class Granted:
         self.server, self.database, self.name = server, database, name
         self.role = quote(name)
 
-    def wanted(self, *purposes: Purpose, known: bool = True) -> Wanted:
+    def wanted(self, *purposes: Purpose, known: bool = True) -> Needs:
         asked = ask(Conninfo.parse(self.server.dsn_for(self.database)), [self.database])
         logical = "logical" in purposes
-        return Wanted(
+        return Needs(
             self.name,
             purposes,
             self.database,
@@ -49,7 +49,7 @@ class Granted:
             archives=asked.archives if known else None,
         )
 
-    def grant(self, wanted: Wanted) -> None:
+    def grant(self, wanted: Needs) -> None:
         for one in statements(wanted):
             with self.server.connect(one.database) as connection:
                 connection.execute(one.sql.encode())

@@ -29,7 +29,7 @@ _HEAD: dict[Purpose, str] = {
 
 
 @dataclass(frozen=True, slots=True)
-class Wanted:
+class Needs:
     """What a role is for. `databases` are those that are dumped, `database` the dsn's own.
 
     `row_security` names databases with tables that have row security; `archives` says whether the
@@ -97,7 +97,7 @@ def backup_functions(major: int) -> tuple[str, str]:
     return "pg_start_backup(text, boolean, boolean)", "pg_stop_backup(boolean, boolean)"
 
 
-def statements(wanted: Wanted) -> list[Statement]:
+def statements(wanted: Needs) -> list[Statement]:
     """The SQL, in order; each statement may be run again."""
     found = [Statement(wanted.database, *one) for one in _cluster(wanted)]
     if "local" in wanted.purposes:
@@ -108,7 +108,7 @@ def statements(wanted: Wanted) -> list[Statement]:
     return found
 
 
-def script(wanted: Wanted, source: str, *, hosts: Sequence[str] = ()) -> str:
+def script(wanted: Needs, source: str, *, hosts: Sequence[str] = ()) -> str:
     """Everything as a script for psql; `hosts` are where the backup connects from, "" by a socket."""
     named = ", ".join(map(_shown, wanted.databases or (wanted.database,)))
     what = "; ".join(_HEAD[one].format(named) for one in wanted.purposes)
@@ -131,7 +131,7 @@ def script(wanted: Wanted, source: str, *, hosts: Sequence[str] = ()) -> str:
     return "\n".join(lines) + "\n"
 
 
-def hba_lines(wanted: Wanted, hosts: Sequence[str] = ()) -> list[str]:
+def hba_lines(wanted: Needs, hosts: Sequence[str] = ()) -> list[str]:
     """What pg_hba.conf must let in, and no more: by TLS, but for the loopback; SCRAM."""
     every = [_hba(one) for one in wanted.connects]
     if wanted.replicates and wanted.purposes != ("local",):
@@ -148,7 +148,7 @@ def hba_lines(wanted: Wanted, hosts: Sequence[str] = ()) -> list[str]:
 # -- the statements ----------------------------------------------------------------------------
 
 
-def _cluster(wanted: Wanted) -> Iterable[tuple[str, str]]:
+def _cluster(wanted: Needs) -> Iterable[tuple[str, str]]:
     role = quoted(wanted.role)
     yield (
         _do(
@@ -174,7 +174,7 @@ def _cluster(wanted: Wanted) -> Iterable[tuple[str, str]]:
         yield _by_version(wanted.major, versions), ""
 
 
-def _local(wanted: Wanted) -> Iterable[tuple[str, str]]:
+def _local(wanted: Needs) -> Iterable[tuple[str, str]]:
     role = quoted(wanted.role)
 
     def grant(major: int) -> str:
@@ -189,7 +189,7 @@ def _local(wanted: Wanted) -> Iterable[tuple[str, str]]:
     yield f"GRANT EXECUTE ON FUNCTION pg_catalog.pg_show_all_file_settings() TO {role};", ""
 
 
-def _inside(wanted: Wanted) -> Iterable[tuple[str, str]]:
+def _inside(wanted: Needs) -> Iterable[tuple[str, str]]:
     name = literal(wanted.role)
     schemas = (
         "FOR one IN SELECT nspname FROM pg_catalog.pg_namespace"
@@ -265,4 +265,4 @@ def _network(address: str) -> str:
     return f"{address}/{128 if ':' in address else 32}"
 
 
-__all__ = ["Purpose", "Statement", "Wanted", "hba_lines", "script", "statements"]
+__all__ = ["Needs", "Purpose", "Statement", "hba_lines", "script", "statements"]

@@ -14,7 +14,7 @@ from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, Literal
 
 from strongroom.errors import StrongroomError
-from strongroom.postgres.grants import READ_ALL, Wanted, backup_functions, statements
+from strongroom.postgres.grants import READ_ALL, Needs, backup_functions, statements
 from strongroom.postgres.server import Conninfo, connect, literal, quoted, translated
 
 if TYPE_CHECKING:
@@ -69,7 +69,7 @@ class Rights:
         return [one for one in self.found if one.kind == "excess"]
 
 
-def look(conninfo: Conninfo, wanted: Wanted, *, now: datetime) -> Rights:
+def look(conninfo: Conninfo, wanted: Needs, *, now: datetime) -> Rights:
     """Look at a role in every database where it counts. Raises what `connect` does."""
     conninfo = conninfo.on(wanted.database)
     with translated(conninfo), connect(conninfo, statement_timeout=20) as connection:
@@ -152,7 +152,7 @@ def _connected(conninfo: Conninfo) -> Iterator[psycopg.Connection[Any]]:
 class _Looking:
     """One connection's look; what it finds goes into `rights`."""
 
-    def __init__(self, connection: psycopg.Connection[Any], wanted: Wanted, rights: Rights) -> None:
+    def __init__(self, connection: psycopg.Connection[Any], wanted: Needs, rights: Rights) -> None:
         self._connection, self._wanted, self.rights = connection, wanted, rights
         self._name = quoted(wanted.role)
         self._literal = literal(wanted.role)
