@@ -46,6 +46,7 @@ VERBS: dict[tuple[str, ...], tuple[str, Group]] = {
     ("key", "list"): ("key:list_keys", MANAGE),
     ("key", "add"): ("key:add", MANAGE),
     ("key", "remove"): ("key:remove", MANAGE),
+    ("key", "kit"): ("key:kit", MANAGE),
     ("notify", "test"): ("notify:test", MANAGE),
     ("serve",): ("schedule:serve", AUTOMATION),
     ("run-due",): ("schedule:run_due", AUTOMATION),

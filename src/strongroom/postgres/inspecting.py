@@ -82,7 +82,9 @@ def inspect(
 
     Raises what `connect` does.
     """
-    quick = Conninfo({"connect_timeout": str(int(_SECONDS)), **conninfo.parameters}, conninfo.secrets)
+    quick = Conninfo(
+        {"connect_timeout": str(int(_SECONDS)), **conninfo.parameters}, conninfo.secrets
+    )
     try:
         with (
             translated(conninfo),
@@ -151,7 +153,7 @@ class _Inspecting:
         return float(told) - (before + after) / 2, (after - before) / 2
 
     def _server(self) -> Server:
-        settings = {name: setting for name, setting in self._settings()}
+        settings = dict(self._settings())
         ((version, standby),) = self._rows(
             "SELECT current_setting('server_version'), pg_is_in_recovery()"
         )
@@ -177,7 +179,9 @@ class _Inspecting:
             "SELECT version, cipher FROM pg_stat_ssl WHERE pid = pg_backend_pid() AND ssl"
         )
         version, cipher = rows[0] if rows else (None, "")
-        least = self._rows("SELECT setting FROM pg_settings WHERE name = 'ssl_min_protocol_version'")
+        least = self._rows(
+            "SELECT setting FROM pg_settings WHERE name = 'ssl_min_protocol_version'"
+        )
         info = self._connection.info
         near = info.host.startswith(("/", "@")) or info.hostaddr.startswith(("127.", "::1"))
         return Connection(
@@ -222,7 +226,9 @@ class _Inspecting:
         """The rows of a question; none where the role may not ask it."""
         import psycopg  # noqa: PLC0415
 
-        with contextlib.suppress(psycopg.errors.InsufficientPrivilege, psycopg.errors.UndefinedTable):
+        with contextlib.suppress(
+            psycopg.errors.InsufficientPrivilege, psycopg.errors.UndefinedTable
+        ):
             return self._connection.execute(query.encode()).fetchall()
         return []
 

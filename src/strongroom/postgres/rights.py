@@ -54,6 +54,7 @@ class Rights:
 
     role: str
     superuser: bool = False
+    passwords: bool = True  # whether it may read the verifiers of passwords
     found: list[Right] = field(default_factory=list)
     unread: dict[str, str] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
@@ -272,6 +273,7 @@ class _Looking:
             self._reads(database)
 
     def _reads(self, database: str) -> None:
+        (self.rights.passwords,) = self._ask("has_table_privilege({0}, 'pg_authid', 'SELECT')")
         names = self._names(_UNREADABLE)
         if names:
             sql = next(
