@@ -39,7 +39,9 @@ def test_all_is_well(filled: Desk) -> None:
             "repository storage", "storage capabilities", "key holders", "key ages", "audit log",
             "cache folder", "state folder", "open", "source vault"} <= set(found)  # fmt: skip
     assert found["storage capabilities"]["verdict"] == found["audit log"]["verdict"] == "ok"
-    assert found["key holders"]["verdict"] == "ok" and "a recovery kit" in found["key holders"]["what"]
+    assert (
+        found["key holders"]["verdict"] == "ok" and "a recovery kit" in found["key holders"]["what"]
+    )
     assert found["recovery kit"]["verdict"] == "warning", "nobody has tried it"
     assert found["schedule"]["verdict"] == found["notifications"]["verdict"] == "warning"
     assert not [path for path in filled.repository.rglob("clock*") if path.is_file()]
@@ -62,7 +64,9 @@ def test_each_fault_is_found_and_none_hides_another(filled: Desk) -> None:
 
 def test_wrong_passphrase(filled: Desk) -> None:
     found = checks(filled, 4, env={"STRONGROOM_PASSPHRASE": "wrong"})
-    assert found["repository keys"]["verdict"] == "failed" and found["source vault"]["verdict"] == "ok"
+    assert (
+        found["repository keys"]["verdict"] == "failed" and found["source vault"]["verdict"] == "ok"
+    )
 
 
 def test_no_repository_and_a_faulty_configuration(desk: Desk) -> None:
@@ -143,7 +147,9 @@ def test_a_kit_that_was_tried_and_channels_that_took_a_test(filled: Desk) -> Non
     assert filled.run("key", "kit", "--test", status=8).code == "key-refused"
     wrong = code[:-4] + ("0000" if code[-4:] != "0000" else "1111")
     for given, status in ((wrong, 8), (code, 0)):
-        done = filled.run("key", "kit", "--test", env={"STRONGROOM_RECOVERY_CODE": given}, status=status)
+        done = filled.run(
+            "key", "kit", "--test", env={"STRONGROOM_RECOVERY_CODE": given}, status=status
+        )
         assert given not in done.text + done.stderr
     web = Web()
     with filled.config.open("a") as file:
@@ -154,10 +160,14 @@ def test_a_kit_that_was_tried_and_channels_that_took_a_test(filled: Desk) -> Non
     assert "never taken a test: slack" in found["notifications"]["what"]
     filled.run("notify", "test", env=env)
     found = checks(filled, 0, env=env)
-    assert found["notifications"]["verdict"] == "ok" and "dead man" in found["notifications"]["what"]
+    assert (
+        found["notifications"]["verdict"] == "ok" and "dead man" in found["notifications"]["what"]
+    )
     # Nobody runs what is scheduled: it was due long ago.
     filled.config.write_text(
-        filled.config.read_text().replace("[source.vault]", '[source.vault]\nschedule = "* * * * *"')
+        filled.config.read_text().replace(
+            "[source.vault]", '[source.vault]\nschedule = "* * * * *"'
+        )
     )
     found = checks(filled, 0, env=env)
     assert "1 jobs" in found["schedule"]["what"]
