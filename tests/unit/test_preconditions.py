@@ -129,7 +129,8 @@ def test_schedule_and_channels() -> None:
     late = rules.schedule([replace(job, due=NOW - timedelta(hours=2))], [], now=NOW)
     assert late.verdict == "failed" and "backup.db" in late.what and "host-a" in late.what
     assert rules.schedule([replace(job, state="missed")], [], now=NOW).verdict == "failed"
-    assert rules.schedule([replace(job, state="running", due=NOW - timedelta(hours=2))], [], now=NOW).verdict == "ok"  # fmt: skip
+    running = replace(job, state="running", due=NOW - timedelta(hours=2))
+    assert rules.schedule([running], [], now=NOW).verdict == "ok"
     one_without = rules.schedule([job], ["vault"], now=NOW)
     assert one_without.verdict == "warning" and "vault" in one_without.what
     assert "no job ever ran" in rules.schedule([replace(job, last=None, host="")], [], now=NOW).what

@@ -68,7 +68,7 @@ def push(
     dry_run
         Say whether it could be archived, and why not; a tiny object is put and deleted again.
     """
-    from strongroom.operations.clocks import clock_difference  # noqa: PLC0415
+    from strongroom.operations.try_push import try_push  # noqa: PLC0415
     from strongroom.postgres.wal.daemon import choose_source  # noqa: PLC0415
     from strongroom.postgres.wal.directory import DataDirectory  # noqa: PLC0415
     from strongroom.postgres.wal.push import Pusher, file_name  # noqa: PLC0415
@@ -80,12 +80,10 @@ def push(
     whose = choose_source(wiring.wal_sources(desk.configuration), source or "")
     directory = DataDirectory.here()
     with desk.repository() as repository:
-        pusher = Pusher(WalStore(repository), accept_system=accept_system)
         if dry_run:
-            pusher.examine(directory, path, whose)
-            clock_difference(repository.storage, repository.seams)
+            try_push(repository, directory, path, whose, accept_system=accept_system)
         else:
-            pusher.push(directory, path, whose)
+            Pusher(WalStore(repository), accept_system=accept_system).push(directory, path, whose)
     return 0
 
 
