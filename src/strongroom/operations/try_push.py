@@ -1,4 +1,4 @@
-"""Whether a file of the WAL could be archived, and why not: everything that `wal push` does but the putting."""
+"""Whether a file of the WAL could be archived, and why not: all that `wal push` does but the putting."""
 
 from __future__ import annotations
 
