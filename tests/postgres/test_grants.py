@@ -83,6 +83,16 @@ class Granted:
 
 @pytest.fixture
 def granted(server: EmbeddedServer, databases: Databases) -> Iterator[Granted]:
+    yield from _granted(server, databases)
+
+
+@pytest.fixture
+def granted18(server18: EmbeddedServer, databases: Databases) -> Iterator[Granted]:
+    """The newest, for what does not differ between them."""
+    yield from _granted(server18, databases)
+
+
+def _granted(server: EmbeddedServer, databases: Databases) -> Iterator[Granted]:
     made = Granted(server, databases.make(server, "shop; \"of\" 'many' \\ goods"))
     made.run(
         "CREATE TABLE customer (a int); INSERT INTO customer VALUES (1)",
@@ -154,27 +164,27 @@ def test_a_logical_backup_and_no_more(granted: Granted, known: bool) -> None:
         raise AssertionError("it may replicate")
 
 
-def test_what_is_missing_is_named_with_what_gives_it(granted: Granted) -> None:
+def test_what_is_missing_is_named_with_what_gives_it(granted18: Granted) -> None:
     """Each missing right alone, taken from a role that had all: the statement that is told brings it back."""
-    wanted = granted.wanted("logical")
-    granted.grant(wanted)
+    wanted = granted18.wanted("logical")
+    granted18.grant(wanted)
     for taken in (
         "ALTER ROLE {role} NOLOGIN",
         "ALTER ROLE {role} NOBYPASSRLS",
         "REVOKE pg_read_all_data FROM {role}",
         "REVOKE SELECT ON LARGE OBJECT 777 FROM {role}",
         "ALTER ROLE {role} VALID UNTIL '2026-11-01'",
-        f"REVOKE CONNECT ON DATABASE {quote(granted.database)} FROM PUBLIC, {{role}}",
+        f"REVOKE CONNECT ON DATABASE {quote(granted18.database)} FROM PUBLIC, {{role}}",
     ):
-        granted.run(taken)
-        rights = look(Conninfo.parse(granted.server.dsn), wanted, now=NOW)
+        granted18.run(taken)
+        rights = look(Conninfo.parse(granted18.server.dsn), wanted, now=NOW)
         assert rights.missing and not rights.excess, taken
         for one in rights.missing:
-            with granted.server.connect(one.database) as connection:
+            with granted18.server.connect(one.database) as connection:
                 connection.execute(one.sql.encode())
-        assert granted.look("logical").found == [], taken
-    granted.run("DROP OWNED BY {role}", "DROP ROLE {role}")
-    (none,) = look(Conninfo.parse(granted.server.dsn), wanted, now=NOW).found
+        assert granted18.look("logical").found == [], taken
+    granted18.run("DROP OWNED BY {role}", "DROP ROLE {role}")
+    (none,) = look(Conninfo.parse(granted18.server.dsn), wanted, now=NOW).found
     assert none.kind == "missing" and "no such role" in none.what
 
 
@@ -265,19 +275,19 @@ def test_every_right_too_many_is_found_and_told_how_to_take_away(granted: Grante
     }
 
 
-def test_a_grant_by_somebody_else_is_revoked_as_theirs(granted: Granted) -> None:
-    granted.grant(granted.wanted("logical"))
-    granted.run(
+def test_a_grant_by_somebody_else_is_revoked_as_theirs(granted18: Granted) -> None:
+    granted18.grant(granted18.wanted("logical"))
+    granted18.run(
         "CREATE ROLE middle; GRANT middle TO postgres",
         "GRANT INSERT ON customer TO middle WITH GRANT OPTION",
         "SET ROLE middle; GRANT INSERT ON customer TO {role}; RESET ROLE",
     )
     try:
-        (found,) = granted.look("logical").excess
-        granted.run(found.sql)
-        assert granted.look("logical").found == []
+        (found,) = granted18.look("logical").excess
+        granted18.run(found.sql)
+        assert granted18.look("logical").found == []
     finally:
-        granted.run("DROP OWNED BY middle", "DROP ROLE middle")
+        granted18.run("DROP OWNED BY middle", "DROP ROLE middle")
 
 
 def test_the_lines_of_pg_hba_let_in_by_tls_and_nothing_else(tls15: EmbeddedServer) -> None:

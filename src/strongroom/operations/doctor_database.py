@@ -17,6 +17,7 @@ from strongroom.postgres.clients import Clients, faults
 from strongroom.postgres.embedded import find_server
 from strongroom.postgres.grants import Needs
 from strongroom.postgres.inspecting import Inspected, LocalFiles, inspect, look_at_files
+from strongroom.postgres.physical.local import check_directory
 from strongroom.postgres.rights import Premises, look
 from strongroom.postgres.server import Conninfo, is_near
 from strongroom.postgres.wal.trying import try_command
@@ -213,45 +214,56 @@ def _log(database: Database, seen: Inspected, method: Method) -> Iterator[Findin
     if method == "logical":
         return
     directory = table.data_directory or seen.data_directory
-    files = None
-    if directory is not None and is_near(database.conninfo):
-        files = look_at_files(directory)
-    yield _room(item, directory, files, near=is_near(database.conninfo))
+    files, reason = _files(database, directory)
+    yield _room(item, files, reason)
     if "archive_mode" not in server.settings:
         yield Finding(f"{item} archive_command", "unknown", "the role may not ask for settings")
         return
-    facts = _archiving(database, seen, directory, files)
+    facts = _archiving(database, seen, directory, files, reason)
     yield rules.archive_command(item, facts)
     found = rules.archiver(item, facts)
     if found is not None:
         yield found
 
 
-def _room(item: str, directory: str | None, files: LocalFiles | None, *, near: bool) -> Finding:
+def _files(database: Database, directory: str | None) -> tuple[LocalFiles | None, str]:
+    """The server's files, where they are here and surely its own; or why they cannot be seen."""
+    if not is_near(database.conninfo):
+        return None, "the server is on another host"
+    if directory is None:
+        return None, "the role may not ask where they are"
+    try:
+        check_directory(database.conninfo, directory)
+    except StrongroomError as fault:
+        return None, fault.what
+    return look_at_files(directory), f"{directory} cannot be read by this account"
+
+
+def _room(item: str, files: LocalFiles | None, reason: str) -> Finding:
     item = f"{item} pg_wal"
     if files is not None:
         place = f"{show_size(files.log)} of log; "
         return rules.room(item, files.free, files.total, place=place)
-    if not near:
-        return Finding(item, "unknown", "the room on the server's disk cannot be seen from here")
-    reason = (
-        "the role may not ask where it is" if directory is None else f"{directory} is another's"
-    )
     return Finding(
         item,
         "unknown",
-        f"its disk cannot be seen: {reason}",
-        "Run `strongroom doctor` as the server's account; GRANT pg_read_all_settings to the role.",
+        f"the room on its disk cannot be seen: {reason}",
+        "Run `strongroom doctor` on its host as the server's account, for a role with"
+        " pg_read_all_settings.",
     )
 
 
 def _archiving(
-    database: Database, seen: Inspected, directory: str | None, files: LocalFiles | None
+    database: Database,
+    seen: Inspected,
+    directory: str | None,
+    files: LocalFiles | None,
+    reason: str,
 ) -> Archiving:
     settings, counts = seen.server.settings, seen.archiver
     command = rules.read_archive_command(settings.get("archive_command", ""))
     on = settings["archive_mode"] != "off" and not settings.get("archive_library")
-    attempt, not_tried = _attempt(seen, command, directory, files) if on else (None, "")
+    attempt, not_tried = _attempt(seen, command, directory, files, reason) if on else (None, "")
     systems, stored, conflict = _kept(database, seen)
     timeout = seen.server.number("archive_timeout")
     return Archiving(
@@ -284,11 +296,12 @@ def _attempt(
     command: rules.ArchiveCommand,
     directory: str | None,
     files: LocalFiles | None,
+    reason: str,
 ) -> tuple[Attempt | None, str]:
     if not command.ours:
         return None, ""
     if directory is None or files is None:
-        return None, "the server's files cannot be seen from here"
+        return None, reason
     if seen.server.standby and seen.server.settings.get("archive_mode") != "always":
         return None, "a standby does not archive"
     return try_command(

@@ -1,8 +1,9 @@
 """archive_command, tried as the server would run it, with --dry-run: why WAL was not archived.
 
 Rule: only our own command is run, with the words that the server has, as the server's account, in its data
-directory, with its environment as far as that can be read; never as anybody else, since who may write
-archive_command could otherwise have us run what he likes. Nothing is stored by it.
+directory, with its environment as far as that can be read; never as anybody else, and never as root: who may
+write archive_command could otherwise have us run what he likes. Nothing of another account's process is
+handed to it. Nothing is stored by it.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import contextlib
 import os
 import pwd
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 from strongroom.postgres.inspecting import LocalFiles
 from strongroom.rules.preconditions import ArchiveCommand, Attempt
@@ -31,6 +32,8 @@ def try_command(
     """Try it on the file that failed last, or another; or say why it was not tried."""
     if not command.simple:
         return None, "a shell's signs are in archive_command, and it is not run for a try"
+    if files.owner == 0:
+        return None, f"{directory} belongs to root, as whom no server runs"
     if os.geteuid() not in (0, files.owner):
         mine = pwd.getpwuid(os.geteuid()).pw_name
         return None, f"the server runs as {files.account}, and this is {mine}"
@@ -40,17 +43,15 @@ def try_command(
     )
     if name is None:
         return None, "there is no file in pg_wal to try it on"
-    process = _postmaster(directory)
-    environ = {**_environment(process, files.owner), **(command.given or {})}
+    environ = {**_environment(directory, files.owner), **(command.given or {})}
     words = [*command.on(f"pg_wal/{name}"), "--dry-run"]
-    return _run(words, directory, environ, process, files, seconds)
+    return _run(words, directory, environ, files, seconds)
 
 
 def _run(
     words: list[str],
     directory: str,
     environ: Mapping[str, str],
-    process: int | None,
     files: LocalFiles,
     seconds: float,
 ) -> tuple[Attempt | None, str]:
@@ -58,7 +59,7 @@ def _run(
     if program is None:
         return Attempt(_MISSING, f"{words[0]}: not found", account=files.account), ""
     changes = os.geteuid() != files.owner
-    groups = _groups(process, files.owner)
+    groups = _groups(directory, files.owner)
     try:
         done = subprocess.run(
             [program, *words[1:]],
@@ -105,19 +106,32 @@ def _there(directory: str, name: str) -> bool:
     return os.path.exists(os.path.join(directory, "pg_wal", name))
 
 
-def _postmaster(directory: str) -> int | None:
+@contextlib.contextmanager
+def _process(directory: str, owner: int) -> Iterator[int]:
+    """The server's process, as an open folder of /proc: surely one of its account. OSError, ValueError."""
+    with open(os.path.join(directory, "postmaster.pid"), "rb") as file:
+        number = int(file.readline())
+    folder = os.open(f"/proc/{number}", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        with open(os.path.join(directory, "postmaster.pid"), "rb") as file:
-            return int(file.readline())
-    except (OSError, ValueError):
-        return None
+        if os.fstat(folder).st_uid != owner:
+            raise ValueError("the process is another account's")
+        yield folder
+    finally:
+        os.close(folder)
 
 
-def _environment(process: int | None, owner: int) -> dict[str, str]:
+def _read(folder: int, name: str) -> bytes:
+    descriptor = os.open(name, os.O_RDONLY | os.O_CLOEXEC, dir_fd=folder)
+    with open(descriptor, "rb") as file:
+        return file.read()
+
+
+def _environment(directory: str, owner: int) -> dict[str, str]:
     """The server's own environment; where it cannot be read, hardly any."""
-    with contextlib.suppress(OSError):
-        with open(f"/proc/{process}/environ", "rb") as file:
-            pairs = [one.partition(b"=") for one in file.read().split(b"\0") if b"=" in one]
+    with contextlib.suppress(OSError, ValueError), _process(directory, owner) as folder:
+        pairs = [
+            one.partition(b"=") for one in _read(folder, "environ").split(b"\0") if b"=" in one
+        ]
         return {os.fsdecode(name): os.fsdecode(value) for name, _, value in pairs}
     home = "/"
     with contextlib.suppress(KeyError):
@@ -125,11 +139,14 @@ def _environment(process: int | None, owner: int) -> dict[str, str]:
     return {"PATH": _PATH, "HOME": home, "LC_ALL": "C.UTF-8"}
 
 
-def _groups(process: int | None, owner: int) -> list[int]:
+def _groups(directory: str, owner: int) -> list[int]:
     """Its groups, the first one first: the server's own, else those of the account."""
-    with contextlib.suppress(OSError, ValueError, IndexError):
-        with open(f"/proc/{process}/status") as file:
-            told = dict(line.split(":", 1) for line in file if ":" in line)
+    with (
+        contextlib.suppress(OSError, ValueError, IndexError, KeyError),
+        _process(directory, owner) as folder,
+    ):
+        lines = _read(folder, "status").decode("utf-8", "replace").splitlines()
+        told = dict(line.split(":", 1) for line in lines if ":" in line)
         return [int(told["Gid"].split()[1]), *map(int, told["Groups"].split())]
     with contextlib.suppress(KeyError):
         entry = pwd.getpwuid(owner)
