@@ -170,7 +170,7 @@ def test_a_kit_that_was_tried_and_channels_that_took_a_test(filled: Desk) -> Non
         )
     )
     found = checks(filled, 0, env=env)
-    assert "1 jobs" in found["schedule"]["what"]
+    assert "1 job" in found["schedule"]["what"]
 
 
 def test_what_hangs_is_unknown_and_hinders_nothing(filled: Desk) -> None:

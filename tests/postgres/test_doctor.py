@@ -86,22 +86,24 @@ class Patient:
                 connection.execute(one.encode())
 
     def failed(self) -> str:
-        """Write a segment, and wait until the server has failed to archive it."""
-        self.run(
-            "SELECT pg_stat_reset_shared('archiver')",
-            "CREATE TABLE IF NOT EXISTS t (a int)",
-        )
+        """Wait until the server has failed to archive a segment; which one."""
+        self.run("SELECT pg_stat_reset_shared('archiver')", "CREATE TABLE IF NOT EXISTS t (a int)")
+        return self._written("last_failed_wal IS NOT NULL", "last_failed_wal")
+
+    def archived(self) -> None:
+        """Wait until it archives again."""
+        self._written("last_archived_time > coalesce(last_failed_time, '-infinity')", "''")
+
+    def _written(self, condition: str, what: str) -> str:
+        """Write segments, each of which wakes the archiver, until its statistics say something."""
         found: list[str] = []
 
         def look() -> bool:
-            self.run("INSERT INTO t VALUES (1)", "SELECT pg_switch_wal()")  # wakes the archiver
-            with self.server.connect() as connection:
-                row = connection.execute(
-                    "SELECT last_failed_wal FROM pg_stat_archiver WHERE last_failed_wal IS NOT NULL"
-                ).fetchone()
-            if row is not None:
-                found.append(row[0])
+            self.run("INSERT INTO t VALUES (1)", "SELECT pg_switch_wal()")
             time.sleep(0.3)
+            query = f"SELECT {what} FROM pg_stat_archiver WHERE {condition}"
+            with self.server.connect() as connection:
+                found.extend(row[0] for row in connection.execute(query.encode()))
             return bool(found)
 
         until(look)
@@ -194,8 +196,7 @@ def test_why_wal_was_not_archived(room: WalRoom) -> None:
         assert "hides the status" in patient.look()["archive_command"].what
         # It is mended: what failed is told as past.
         patient.set(archive_command=good)
-        patient.run("INSERT INTO t VALUES (1)", "SELECT pg_switch_wal()")  # wakes the archiver
-        until(lambda: not waiting(server))
+        patient.archived()
         found = patient.look()
         assert found["archiver"].verdict == "ok" and found["archive_command"].verdict == "ok"
         # Other content under a name: what is in the repository says so, also from far away.
@@ -225,11 +226,6 @@ def store_of(repository: Repository) -> Any:
     from strongroom.repository.wal import WalStore  # noqa: PLC0415
 
     return WalStore(repository)
-
-
-def waiting(server: EmbeddedServer) -> list[str]:
-    folder = os.path.join(server.data_directory, "pg_wal/archive_status")
-    return [name for name in os.listdir(folder) if name.endswith(".ready")]
 
 
 def _server(major: int, **settings: str) -> EmbeddedServer:

@@ -22,8 +22,10 @@ from strongroom.postgres.rights import Premises, look
 from strongroom.postgres.server import Conninfo, is_near
 from strongroom.postgres.wal.trying import try_command
 from strongroom.repository.wal import WalStore
+from strongroom.rules import archiving
 from strongroom.rules import preconditions as rules
-from strongroom.rules.preconditions import Archiving, Attempt, Finding, Method
+from strongroom.rules.archiving import ArchiveCommand, Archiving, Attempt
+from strongroom.rules.preconditions import Finding, Method
 from strongroom.rules.sizes import show_size
 
 _TRY_SECONDS = 10.0
@@ -220,8 +222,8 @@ def _log(database: Database, seen: Inspected, method: Method) -> Iterator[Findin
         yield Finding(f"{item} archive_command", "unknown", "the role may not ask for settings")
         return
     facts = _archiving(database, seen, directory, files, reason)
-    yield rules.archive_command(item, facts)
-    found = rules.archiver(item, facts)
+    yield archiving.archive_command(item, facts)
+    found = archiving.archiver(item, facts)
     if found is not None:
         yield found
 
@@ -261,7 +263,7 @@ def _archiving(
     reason: str,
 ) -> Archiving:
     settings, counts = seen.server.settings, seen.archiver
-    command = rules.read_archive_command(settings.get("archive_command", ""))
+    command = archiving.read_archive_command(settings.get("archive_command", ""))
     on = settings["archive_mode"] != "off" and not settings.get("archive_library")
     attempt, not_tried = _attempt(seen, command, directory, files, reason) if on else (None, "")
     systems, stored, conflict = _kept(database, seen)
@@ -293,7 +295,7 @@ def _archiving(
 
 def _attempt(
     seen: Inspected,
-    command: rules.ArchiveCommand,
+    command: ArchiveCommand,
     directory: str | None,
     files: LocalFiles | None,
     reason: str,

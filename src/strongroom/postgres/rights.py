@@ -165,18 +165,25 @@ class _Looking:
     def role(self, now: datetime) -> bool:
         """What it is by itself, and what it is a member of; False when there is nothing more to say."""
         row = self._connection.execute(
-            "SELECT rolcanlogin, rolsuper, rolcreaterole, rolcreatedb, rolreplication, rolbypassrls,"
+            "SELECT oid = 10, rolcanlogin, rolsuper, rolcreaterole, rolcreatedb, rolreplication,"
+            " rolbypassrls,"
             " CASE WHEN isfinite(rolvaliduntil) THEN rolvaliduntil END FROM pg_roles WHERE rolname = %s",
             [self._wanted.role],
         ).fetchone()
         if row is None:
             self._missing("there is no such role", statements(self._wanted)[0].sql)
             return False
-        login, superuser, makes_roles, makes_databases, replicates, bypasses, until = row
+        first, login, superuser, makes_roles, makes_databases, replicates, bypasses, until = row
         self.rights.superuser = superuser
         if not login:
             self._missing("it may not log in", f"ALTER ROLE {self._name} LOGIN;")
         self._expiry(until, now)
+        if first:  # it has everything, for ever, and nothing can be taken away from it
+            self._excess(
+                "it is the superuser that initdb made",
+                "-- make a role of its own by what `strongroom source grants` prints",
+            )
+            return True
         if superuser:
             self._excess("it is a superuser", f"ALTER ROLE {self._name} NOSUPERUSER;")
         if makes_roles:

@@ -16,6 +16,7 @@ from strongroom.rules.sizes import show_size
 
 if TYPE_CHECKING:
     from strongroom.postgres.rights import Rights
+    from strongroom.postgres.server import Conninfo
 
 PROMISE_MISSED = 10
 _SIZES = frozenset({"size", "free"})
@@ -91,7 +92,7 @@ def grants(
         rights = look(conninfo, replace(wanted, role=whose), now=desk.now)
     if away is not None and check:
         raise away
-    hosts = [] if premises is None else [premises.address or ""]
+    hosts = _hosts(conninfo) if premises is None else [premises.address or ""]
     text = script(wanted, source, hosts=hosts)
     if not check:
         desk.output.lines(text.rstrip("\n").splitlines())
@@ -120,6 +121,16 @@ def grants(
     return status
 
 
+def _hosts(conninfo: Conninfo) -> list[str]:
+    """Where it will connect from, as far as the dsn tells: a socket, the loopback, or nobody knows."""
+    from strongroom.postgres.server import is_near  # noqa: PLC0415
+
+    if not is_near(conninfo):
+        return []
+    host = conninfo.parameters.get("host", "")
+    return [""] if not host or host.startswith(("/", "@")) else ["127.0.0.1"]
+
+
 def _tell_rights(desk: Desk, source: str, rights: Rights) -> int:
     role, tell = show_text(rights.role), desk.output.line
     tell("")
@@ -133,17 +144,18 @@ def _tell_rights(desk: Desk, source: str, rights: Rights) -> int:
     if rights.superuser:
         desk.output.note(f"Make a role of its own: strongroom source grants {show_text(source)}")
     if rights.missing:
-        tell(f"{role}: {len(rights.missing)} rights are missing, {len(rights.excess)} too many")
+        tell(f"{role}: missing: {len(rights.missing)}, too many: {len(rights.excess)}")
         desk.output.error_lines(
             Refused(
-                f"The role {role} lacks {len(rights.missing)} rights that {source} needs.",
+                f"The role {role} lacks rights that {source} needs: {rights.missing[0].what}"
+                + (f", and {len(rights.missing) - 1} more." if len(rights.missing) > 1 else "."),
                 means="A backup of it would fail or be incomplete; nothing changed.",
                 do=f"Run what `strongroom source grants {source} --sql` prints, as a superuser.",
             )
         )
         return Refused.exit_status
     if rights.excess:
-        tell(f"{role}: has what {source} needs, and {len(rights.excess)} rights too many")
+        tell(f"{role}: has what {source} needs; too many: {len(rights.excess)}")
         return PROMISE_MISSED
     tell(f"{role}: has what {source} needs, and no more")
     return 0

@@ -15,7 +15,7 @@ import subprocess
 from collections.abc import Iterator, Mapping
 
 from strongroom.postgres.inspecting import LocalFiles
-from strongroom.rules.preconditions import ArchiveCommand, Attempt
+from strongroom.rules.archiving import ArchiveCommand, Attempt
 
 _PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _MISSING, _UNSTARTABLE = 127, 126
