@@ -144,6 +144,16 @@ class Conninfo:
         return environment
 
 
+def is_near(conninfo: Conninfo) -> bool:
+    """Whether a connection stays on this machine: a socket, or the loopback, for every host of it."""
+    given = conninfo.parameters
+    hosts = given.get("hostaddr") or given.get("host") or os.environ.get("PGHOST") or ""
+    return all(
+        not host or host.startswith(("/", "@", "127.")) or host in ("::1", "localhost")
+        for host in hosts.split(",")
+    )
+
+
 def connect(
     conninfo: Conninfo, *, lock_timeout: float = 0, statement_timeout: float = 0
 ) -> psycopg.Connection[Any]:

@@ -77,7 +77,7 @@ class OpenedServer(Sandbox):
         self._sockets: tuple[socket.socket, socket.socket] | None = None
         self._faults_lock = threading.Lock()
         self._told: set[tuple[bytes, str]] = set()
-        _require_device()
+        require_device()
         sweep(scratch)
         self._lock = _lock(self.directory)
         try:
@@ -261,7 +261,7 @@ def _lock(folder: str) -> int:
     return fd
 
 
-def _require_device() -> None:
+def require_device() -> None:
     """NoFuse where it is plain that nothing can be mounted."""
     try:
         os.close(os.open(_DEVICE, os.O_RDWR | os.O_CLOEXEC))
@@ -269,4 +269,4 @@ def _require_device() -> None:
         raise NoFuse(f"{_DEVICE}: {fault.strerror}") from None
 
 
-__all__ = ["CACHE", "NoFuse", "OpenedServer"]
+__all__ = ["CACHE", "NoFuse", "OpenedServer", "require_device"]
