@@ -46,6 +46,12 @@ class Promise(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     ] = None
     rto: Annotated[Duration | None, Meta(description="How long a restore may take.")] = None
     keep: Annotated[Duration | None, Meta(description="How long backups are kept.")] = None
+    drill: Annotated[
+        Duration | None,
+        Meta(
+            description="How often a drill proves that it restores: the newest green one is no older."
+        ),
+    ] = None
 
 
 Count: TypeAlias = Annotated[int, Meta(ge=0, le=100_000)]
@@ -99,6 +105,13 @@ class ScheduleTable(Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
         str | None,
         Meta(
             description='When `expire` and, unless that fails, `prune` run, for instance "0 5 * * *".'
+        ),
+    ] = None
+    drill: Annotated[
+        str | None,
+        Meta(
+            description="When each source is restored for proof, to a moment drawn at random, for"
+            ' instance "0 6 2 * *".'
         ),
     ] = None
     job: Annotated[Mapping[str, JobTable], Meta(description="Other jobs, by name.")] = {}
@@ -170,6 +183,12 @@ class RepositoryTable(Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
         str | None, Meta(description="Address of a KMS that is not AWS: https://host:port.")
     ] = None
     s3: Annotated[S3 | None, Meta(description="How to reach an S3 store.")] = None
+    key_age: Annotated[
+        Duration | None,
+        Meta(
+            description="How old a key that opens the repository may become before it is told of."
+        ),
+    ] = None
 
 
 class Command(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -701,6 +720,7 @@ CHECKS: Mapping[tuple[type[Struct], str], Callable[[Any], None]] = {
     (JobTable, "cron"): check_schedule,
     (JobTable, "argv"): check_argv,
     (ScheduleTable, "check"): check_schedule,
+    (ScheduleTable, "drill"): check_schedule,
     (ScheduleTable, "expire"): check_schedule,
     (MetricsTable, "textfile"): check_textfile,
     (MetricsTable, "listen"): check_listen,

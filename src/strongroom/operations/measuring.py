@@ -14,6 +14,7 @@ from strongroom.observe.journal import Journal
 from strongroom.observe.metrics import Figures, LastBackup
 from strongroom.operations.standing import replace_private, state_of, survey
 from strongroom.repository.repository import Repository
+from strongroom.rules.alerts import step_of
 from strongroom.rules.anomalies import conditions
 
 SIZE = "size.json"
@@ -34,7 +35,7 @@ def figures(
     when nothing has run, it is what it was when somebody did.
     """
     found = survey(repository, journal, configuration, now=now, folder=folder)
-    state = state_of(repository, journal, found)
+    state = state_of(repository, journal, found, configuration)
     return Figures(
         now,
         strongroom.__version__,
@@ -65,8 +66,13 @@ def _size(repository: Repository, folder: str | None, *, fresh: bool) -> int:
 
 def _deliveries(journal: Journal) -> Counter[tuple[str, str]]:
     """What became of every message by every channel, as the leaves of alerts tell."""
-    del journal
-    return Counter()
+    told: Counter[tuple[str, str]] = Counter()
+    for run in journal.runs(type="alert", refresh=False):
+        step = step_of(run)
+        if step is not None:
+            told.update((channel, "taken") for channel in step.sent)
+            told.update((channel, "failed") for channel in step.faults)
+    return told
 
 
 __all__ = ["figures"]

@@ -17,6 +17,7 @@ from strongroom.rules.cron import Cron
 from strongroom.rules.schedule import Held, History, Job, PastRun, Verdict, plan, worst
 
 BACKUP = "backup."
+DRILL = "drill."
 _LOOKED_AT = 20  # commit records of a source that are opened to find the last good one
 _GOES_ON = (0, 10, Refused.exit_status)  # where `expire` refuses, `prune` spares what it refused
 _OUTCOMES = {0: "done", 10: "done", 3: "incomplete", 4: "refused"}
@@ -43,6 +44,17 @@ def jobs_of(configuration: Configuration) -> list[Job]:
         jobs.append(job("check", table.check, step, type="check"))
     if table.expire is not None:
         jobs.append(job("expire", table.expire, ["expire"], ["prune"], type="prune"))
+    if table.drill is not None:
+        jobs += [
+            job(
+                DRILL + name,
+                table.drill,
+                ["drill", "run", name, "--at", "random"],
+                type="drill",
+                source=name,
+            )
+            for name in configuration.source
+        ]
     jobs += [job("job." + name, each.cron, each.argv) for name, each in table.job.items()]
     return jobs
 

@@ -59,7 +59,7 @@ class Lease:
 @dataclass(frozen=True, slots=True)
 class Told:
     """What is stored of one time of a job: its last lease, the `number`th; under `idle` of them
-    nothing was run. `signed`: the store's time of its last sign of life."""
+    nothing was run. `signed`: the store's time of its last sign of life; `taken` by its host's clock."""
 
     due: datetime
     number: int
@@ -70,6 +70,7 @@ class Told:
     exit: int
     ended: datetime | None
     alive: bool
+    taken: datetime | None = None
 
 
 @dataclass(slots=True)
@@ -178,16 +179,18 @@ class Leases:
         ended = bool(end)  # one that does not open says nothing
         if not ended:
             alive = self._is_alive(last)
+        began = self._open(last.lease.name)
         return Told(
             last.lease.due,
             last.lease.number,
             idle + (end.get("outcome") in NOT_RUN),
-            str(self._open(last.lease.name).get("host", "")),
+            str(began.get("host", "")),
             last.signed,
             str(end.get("outcome", "")),
             int(end.get("exit", 0)),
             datetime.fromisoformat(end["time"]) if ended else None,
             alive=not ended and alive,
+            taken=datetime.fromisoformat(began["time"]) if "time" in began else None,
         )
 
     def _is_alive(self, last: _Number) -> bool:

@@ -43,6 +43,8 @@ _COUNTED = 1000  # missed times are counted so far, and not further
 VERBS: tuple[tuple[str, ...], ...] = (
     ("check",),
     ("doctor",),
+    ("drill", "report"),
+    ("drill", "run"),
     ("expire",),
     ("export",),
     ("list",),

@@ -93,7 +93,9 @@ def look(desk: Desk, source: str | None) -> tuple[Survey, list[Condition]]:
                 source=source,
                 folder=recorder.folder,
             )
-            alerts = conditions(state_of(repository, recorder.journal, found), now=now)
+            alerts = conditions(
+                state_of(repository, recorder.journal, found, desk.configuration), now=now
+            )
             return found, [each for each in alerts if source in (None, each.source)]
         finally:
             recorder.journal.close()
