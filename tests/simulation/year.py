@@ -19,13 +19,11 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 from rooms import QUIET, drawn, make_identity, noise, reader_keys, restore
 from strongroom import wiring
 from strongroom.cli.verbs.check import coverage
-from strongroom.cli.verbs.retention import policy_of
 from strongroom.config.loading import load
 from strongroom.errors import Damaged, Refused, StrongroomError
 from strongroom.format import pack as packs
@@ -130,19 +128,6 @@ class Shelf(MemoryStorage):
 
     def free_space(self) -> int | None:
         return self.free
-
-
-class _Past:
-    """The journal, asked of the log once for all jobs that are judged together."""
-
-    def __init__(self, journal: Journal) -> None:
-        self._journal = journal
-        journal.refresh()
-
-    def runs(
-        self, source: str | None = None, type: str | None = None, since: datetime | None = None
-    ) -> list[Run]:
-        return self._journal.runs(source, type, since, refresh=False)
 
 
 @dataclass(frozen=True)
@@ -292,8 +277,7 @@ class Year:
         tried: set[str] = set()
         while True:
             now = self.clocks.now()
-            past = _Past(self.journal)
-            verdicts = judge(self.repository, self.jobs, self.leases, history=past, now=now)
+            verdicts = judge(self.repository, self.jobs, self.leases, journal=self.journal, now=now)
             todo = [one for one in verdicts if one.runs and one.job.name not in tried]
             if not todo:
                 break
@@ -430,11 +414,10 @@ class Year:
             assert apart is not None
             proof = retaining.proof_of(self.journal)
             for name, table in self.configuration.source.items():
-                desk: Any = SimpleNamespace(configuration=self.configuration)
                 judged = retaining.judge(
                     self.repository,
                     name,
-                    policy_of(desk, table),
+                    retaining.policy_of(self.configuration, table),
                     physical=False,
                     proof=proof,
                     now=now,

@@ -68,7 +68,10 @@ def test_what_is_open_after_steps(steps: list[Step], told: Told | None) -> None:
 
 def test_who_took_it_is_known_as_long_as_it_lasts() -> None:
     boss = Step("escalate", LATE, NOON, NOON, ("boss",))
-    assert after([step("raise", taken=False), boss, step("remind")])[KEY].channels == {"boss", "mail"}
+    assert after([step("raise", taken=False), boss, step("remind")])[KEY].channels == {
+        "boss",
+        "mail",
+    }
 
 
 def test_what_no_channel_wants_counts_as_sent() -> None:

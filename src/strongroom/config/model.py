@@ -49,7 +49,8 @@ class Promise(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     drill: Annotated[
         Duration | None,
         Meta(
-            description="How often a drill proves that it restores: the newest green one is no older."
+            description='How often a drill proves that it restores, for instance "31d": the newest '
+            "green one is never older."
         ),
     ] = None
 
@@ -84,8 +85,9 @@ class JobTable(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     argv: Annotated[
         tuple[str, ...],
         Meta(
-            description="A command line of strongroom, without its name: check, doctor, expire, "
-            "export, list, prune, repository stats, source test, status, wal status.",
+            description="A command line of strongroom, without its name: check, doctor, "
+            "drill report, drill run, expire, export, list, prune, repository stats, "
+            "source test, status, wal status.",
             min_length=1,
         ),
     ]
@@ -110,8 +112,8 @@ class ScheduleTable(Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     drill: Annotated[
         str | None,
         Meta(
-            description="When each source is restored for proof, to a moment drawn at random, for"
-            ' instance "0 6 2 * *".'
+            description="When `drill run --at random` runs, for each source that promises drills, for "
+            'instance "0 6 1 * *".'
         ),
     ] = None
     job: Annotated[Mapping[str, JobTable], Meta(description="Other jobs, by name.")] = {}
@@ -186,7 +188,7 @@ class RepositoryTable(Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
     key_age: Annotated[
         Duration | None,
         Meta(
-            description="How old a key that opens the repository may become before it is told of."
+            description='How old a key may become before somebody is told, for instance "3 months".'
         ),
     ] = None
 

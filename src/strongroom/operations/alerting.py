@@ -11,7 +11,7 @@ import fcntl
 import json
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from types import SimpleNamespace
 from typing import Any
@@ -22,7 +22,7 @@ from strongroom.observe.journal import Journal
 from strongroom.observe.telling import Announced, tell
 from strongroom.operations.clocks import clock_difference
 from strongroom.operations.recording import Recorder
-from strongroom.operations.standing import state_of, survey
+from strongroom.operations.watching import state_of
 from strongroom.repository.leases import Leases
 from strongroom.repository.repository import Repository
 from strongroom.rules.alerts import Open, Step, after, step_of
@@ -64,10 +64,12 @@ def found_now(
     now: datetime,
     folder: str | None = None,
 ) -> list[Condition]:
-    """Everything that is wrong at `now`, worst first. `folder`: as for `survey`."""
-    found = survey(repository, journal, configuration, now=now, folder=folder)
-    apart = None if folder is None else _apart(repository, folder, now)
-    return conditions(state_of(repository, journal, found, configuration, apart=apart), now=now)
+    """Everything that is wrong at `now`, worst first. `folder`: where it is kept how far the clocks
+    are apart; without one that is not looked at."""
+    state = state_of(repository, journal, configuration, now=now)
+    if folder is not None:
+        state = replace(state, apart=_apart(repository, folder, now))
+    return conditions(state, now=now)
 
 
 def _apart(repository: Repository, folder: str, now: datetime) -> float | None:

@@ -12,7 +12,8 @@ import strongroom
 from strongroom.config.model import Configuration
 from strongroom.observe.journal import Journal
 from strongroom.observe.metrics import Figures, LastBackup
-from strongroom.operations.standing import replace_private, state_of, survey
+from strongroom.operations.standing import replace_private, survey
+from strongroom.operations.watching import state_of
 from strongroom.repository.repository import Repository
 from strongroom.rules.alerts import step_of
 from strongroom.rules.anomalies import conditions
@@ -35,7 +36,7 @@ def figures(
     when nothing has run, it is what it was when somebody did.
     """
     found = survey(repository, journal, configuration, now=now, folder=folder)
-    state = state_of(repository, journal, found, configuration)
+    state = state_of(repository, journal, configuration, now=now)
     return Figures(
         now,
         strongroom.__version__,

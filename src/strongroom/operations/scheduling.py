@@ -10,16 +10,15 @@ from typing import Protocol
 from zoneinfo import ZoneInfo
 
 from strongroom.config.model import Configuration
-from strongroom.errors import Damaged, ObjectMissing, Refused, StorageUnreachable
+from strongroom.errors import Damaged, ObjectMissing, StorageUnreachable
+from strongroom.observe.journal import Journal
 from strongroom.repository.leases import Lease, Leases, Told
 from strongroom.repository.repository import Repository
 from strongroom.rules.cron import Cron
-from strongroom.rules.schedule import Held, History, Job, PastRun, Verdict, plan, worst
+from strongroom.rules.schedule import Held, Job, PastRun, Verdict, plan
 
-BACKUP = "backup."
-DRILL = "drill."
+BACKUP, DRILL = "backup.", "drill."
 _LOOKED_AT = 20  # commit records of a source that are opened to find the last good one
-_GOES_ON = (0, 10, Refused.exit_status)  # where `expire` refuses, `prune` spares what it refused
 _OUTCOMES = {0: "done", 10: "done", 3: "incomplete", 4: "refused"}
 
 
@@ -53,7 +52,8 @@ def jobs_of(configuration: Configuration) -> list[Job]:
                 type="drill",
                 source=name,
             )
-            for name in configuration.source
+            for name, each in configuration.source.items()
+            if each.promise.drill is not None
         ]
     jobs += [job("job." + name, each.cron, each.argv) for name, each in table.job.items()]
     return jobs
@@ -67,26 +67,37 @@ class Commit:
     outcome: str
 
 
-class Commits:
-    """What the commit records tell of the past: backups that left something, and no others."""
+class History:
+    """What was done: backups by their commit records, everything else by the journal.
 
-    def __init__(self, repository: Repository) -> None:
-        self._catalogue = repository.catalogue
+    A commit is the one proof of a backup that cannot be lost: its leaf may rest on a host that is
+    gone, or be older than the log; and what is backed up already is not to be backed up again.
+    """
 
-    def runs(
-        self,
-        source: str | None = None,
-        type: str | None = None,
-        since: datetime | None = None,
-    ) -> list[PastRun]:
-        """The newest backup of a source; nothing is known of other types."""
-        if source is None or type != "backup":
+    def __init__(self, repository: Repository, journal: Journal | None) -> None:
+        self._catalogue, self._journal = repository.catalogue, journal
+        if journal is not None:
+            journal.refresh()
+
+    def runs(self, source: str | None, type: str) -> Sequence[PastRun]:
+        """The newest backup of a source that left something; else the runs of that type."""
+        if type == "backup" and source is not None:
+            return self._newest(source)
+        if self._journal is None:
             return []
+        # What somebody runs by hand may be less: a check of names alone, a prune that only looks.
+        return [
+            run
+            for run in self._journal.runs(source, type, refresh=False)
+            if run.trigger != "manual"
+        ]
+
+    def _newest(self, source: str) -> list[PastRun]:
         names = sorted(entry.name for entry in self._catalogue.storage.list(f"snapshots/{source}/"))
         for name in reversed(names[-_LOOKED_AT:]):
             with suppress(Damaged, ObjectMissing):
                 one = self._catalogue.open_snapshot(name)
-                if one is not None and (since is None or one.started >= since):
+                if one is not None:
                     return [Commit(one.started, "incomplete" if one.problems else "done")]
         return []
 
@@ -96,15 +107,13 @@ def judge(
     jobs: Iterable[Job],
     leases: Leases,
     *,
-    history: History | None = None,
+    journal: Journal | None = None,
     now: datetime,
 ) -> list[Verdict]:
     """Where each job stands; those that are to run now come first."""
     jobs = list(jobs)
-    past = Commits(repository) if history is None else history
-    runs = {
-        job.name: past.runs(source=job.source or None, type=job.type) for job in jobs if job.type
-    }
+    past = History(repository, journal)
+    runs = {job.name: past.runs(job.source or None, job.type) for job in jobs if job.type}
     held = {job.name: [_held(one) for one in leases.of(job.name)] for job in jobs}
     return plan(jobs, now=now, began=repository.identity.created, runs=runs, held=held)
 
@@ -119,6 +128,7 @@ def _held(told: Told) -> Held:
         outcome=told.outcome,
         exit=told.exit,
         ended=told.ended,
+        taken=told.taken,
     )
 
 
@@ -133,21 +143,18 @@ class Runner(Protocol):
 
 
 def run_job(leases: Leases, verdict: Verdict, run: Runner, *, limit: timedelta) -> int:
-    """Take the lease of a job that is to run, run its steps until one fails, end the lease;
-    the status is the worst of theirs.
+    """Take the lease of a job that is to run, run its steps until one fails, end the lease.
 
     Busy when another host was first; Refused when our clock is ahead.
     """
     lease = leases.take(verdict.job.name, verdict.due, verdict.number)
     signs = _Signs(leases, lease)
     status, outcome = 130, "interrupted"
-    statuses = []
     try:
         for step in verdict.job.steps:
-            statuses.append(run(step, verdict, signs.give, limit.total_seconds() / 4))
-            if statuses[-1] not in _GOES_ON:
+            status = run(step, verdict, signs.give, limit.total_seconds() / 4)
+            if status not in (0, 10):
                 break
-        status = worst(statuses)
         outcome = outcome_of(status)
     finally:
         if not signs.lost:

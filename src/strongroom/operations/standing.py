@@ -12,25 +12,21 @@ import json
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime, timedelta, tzinfo
-from typing import Any, Literal, get_args
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, tzinfo
+from typing import Any, Literal
 from zoneinfo import ZoneInfo
 
 from strongroom.config.model import Configuration, Promise
 from strongroom.errors import Damaged, KeyRefused, ObjectMissing, StrongroomError
 from strongroom.format.run import Run
 from strongroom.observe.journal import Journal
-from strongroom.operations.keys import list_keys
 from strongroom.operations.points import log_of
-from strongroom.operations.scheduling import BACKUP
 from strongroom.postgres.physical.facts import PhysicalFacts, is_physical
 from strongroom.repository.catalogue import DamagedRecord, Snapshot
 from strongroom.repository.fates import Fates
-from strongroom.repository.leases import Leases
 from strongroom.repository.repository import Repository
 from strongroom.repository.wal import WalStore
-from strongroom.rules.anomalies import Key, Log, Outcome, Past, SourceState, State
 from strongroom.rules.cron import Cron
 from strongroom.rules.drill import Drilled
 from strongroom.rules.recovery import Base, Window, points
@@ -60,7 +56,6 @@ class Survey:
     newest: Mapping[str, Snapshot] = field(default_factory=dict)
     damaged: Sequence[DamagedRecord] = ()
     notes: Sequence[str] = ()
-    bad_pages: Mapping[str, int] = field(default_factory=dict)
 
 
 def survey(
@@ -86,8 +81,7 @@ def survey(
     ]
     records.save()
     newest = {name: found[-1] for name, found in backups.items() if found}
-    bad = {name: records.bad_pages(one) for name, one in newest.items() if one.log}
-    return Survey(now, standings, newest, damaged, notes, bad)
+    return Survey(now, standings, newest, damaged, notes)
 
 
 def configured_names(configuration: Configuration, source: str | None) -> list[str]:
@@ -244,91 +238,6 @@ def _damaged(checks: Iterable[Run]) -> frozenset[str]:
     return frozenset(found)
 
 
-# -- what alerts are judged by -----------------------------------------------------------------
-
-
-def state_of(
-    repository: Repository,
-    journal: Journal,
-    found: Survey,
-    configuration: Configuration,
-    *,
-    apart: float | None = None,
-) -> State:
-    """What alerts are judged by. `apart`: by how much the store's clock is ahead of ours, if known."""
-    leases = Leases(repository.catalogue, repository.seams, host="", limit=_lease(configuration))
-    frozen = _frozen(journal)
-    return State(
-        [
-            replace(
-                _source(journal, one),
-                known_since=_known_since(repository, journal, one.name),
-                running_since=_running_since(leases, one.name),
-                bad_pages=found.bad_pages.get(one.name, 0),
-                frozen=frozen.get(one.name, ()),
-            )
-            for one in found.standings
-            if one.name in configuration.source  # one that is kept for its past alone is not late
-        ],
-        checks=[_past(run) for run in journal.runs(type="check", refresh=False)],
-        free=repository.storage.free_space(),
-        total=repository.storage.total_space(),
-        key_age=configuration.repository.key_age,
-        place=repository.storage.url,
-        apart=apart,
-        keys=[
-            Key(slot.label or slot.slot[:8], datetime.fromisoformat(slot.created))
-            for slot in list_keys(repository.storage)
-            if slot.created
-        ],
-    )
-
-
-def _lease(configuration: Configuration) -> timedelta:
-    return timedelta(seconds=configuration.schedule.lease.approximate_seconds)
-
-
-def _known_since(repository: Repository, journal: Journal, name: str) -> datetime:
-    """Since when backups can be expected of a source: its first run, else the newest change of the
-    configuration, which may have brought it; at the earliest the repository's beginning."""
-    runs = journal.runs(name, refresh=False)[:1] or journal.runs(type="config", refresh=False)[-1:]
-    return max([repository.identity.created, *(run.started for run in runs)])
-
-
-def _running_since(leases: Leases, name: str) -> datetime | None:
-    """When the backup began that runs under a lease now."""
-    return max(
-        (one.taken for one in leases.of(BACKUP + name) if one.alive and one.taken), default=None
-    )
-
-
-def _frozen(journal: Journal) -> dict[str, tuple[str, ...]]:
-    """Sources of which nothing is deleted, and why, as the newest `expire` found."""
-    for run in journal.runs(type="expire", refresh=False)[-1:]:
-        found = run.detail.get("frozen")
-        if isinstance(found, Mapping):
-            return {str(name): tuple(map(str, why)) for name, why in found.items()}
-    return {}
-
-
-def _source(journal: Journal, one: Standing) -> SourceState:
-    return SourceState(
-        one.name,
-        backups=[_past(run) for run in journal.runs(one.name, "backup", refresh=False)],
-        drills=[_past(run) for run in journal.runs(one.name, "drill", refresh=False)],
-        rpo=one.rpo,
-        drill_every=one.drill_every,
-        missed=(one.due,) if one.due is not None and one.overdue else (),
-        log=Log(one.until, tuple(gap.why for gap in one.gaps)) if one.kind == "physical" else None,
-    )
-
-
-def _past(run: Run) -> Past:
-    outcomes: tuple[Outcome, ...] = get_args(Outcome)
-    outcome: Outcome = next((word for word in outcomes if word == run.outcome), "failed")
-    return Past(run.started, run.ended, outcome, run.size, run.what, run.run)
-
-
 # -- records -----------------------------------------------------------------------------------
 
 
@@ -413,7 +322,6 @@ class _Records:
                 "start": facts.start_lsn,
                 "stop": facts.stop_lsn,
                 "stop_time": facts.stop_time.isoformat(),
-                "bad_pages": len(facts.bad_pages),
             }
             self._bases[snapshot.id] = found
             self._changed = True
@@ -421,11 +329,6 @@ class _Records:
         return Base(
             snapshot.id, found["timeline"], found["start"], found["stop"], stop_time, snapshot.size
         )
-
-    def bad_pages(self, snapshot: Snapshot) -> int:
-        """How many pages had wrong checksums on the server; 0 where that is not known here."""
-        found = self._bases.get(snapshot.id)
-        return int(found.get("bad_pages", 0)) if isinstance(found, dict) else 0
 
     def save(self) -> None:
         """Keep what was read, where that can be done."""
@@ -455,4 +358,4 @@ def _private(path: str, flags: int) -> int:
     return os.open(path, flags, 0o600)
 
 
-__all__ = ["RECORDS", "Survey", "configured_names", "replace_private", "state_of", "survey"]
+__all__ = ["RECORDS", "Survey", "configured_names", "replace_private", "survey"]

@@ -81,7 +81,7 @@ class Storage(Protocol):
         """Bytes that can still be stored, or None where the store cannot tell."""
 
     def total_space(self) -> int | None:
-        """Bytes that could be stored if nothing were, or None where the store cannot tell."""
+        """Bytes that it holds when it is full, ours and others', or None where it cannot tell."""
 
     def close(self) -> None:
         """Release connections; nothing is lost by not calling it."""

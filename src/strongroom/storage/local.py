@@ -155,7 +155,7 @@ class LocalStorage:
         return room.f_bavail * room.f_frsize
 
     def total_space(self) -> int | None:
-        """Return the bytes of the file system, without those that ordinary users never get."""
+        """Return the bytes of the file system that ordinary users can have."""
         room = self._room()
         return (room.f_blocks - room.f_bfree + room.f_bavail) * room.f_frsize
 

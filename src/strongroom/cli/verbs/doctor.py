@@ -342,7 +342,7 @@ def _schedule(desk: Desk, repository: Repository, journal: Any, now: datetime) -
     limit = timedelta(seconds=configuration.schedule.lease.approximate_seconds)
     leases = Leases(repository.catalogue, repository.seams, host=socket.gethostname(), limit=limit)
     jobs = jobs_of(configuration)
-    verdicts: list[Verdict] = judge(repository, jobs, leases, history=journal, now=now)
+    verdicts: list[Verdict] = judge(repository, jobs, leases, journal=journal, now=now)
     last: dict[str, tuple[datetime | None, str]] = {}
     for job in jobs:
         told = leases.of(job.name)

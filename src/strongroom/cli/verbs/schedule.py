@@ -174,7 +174,12 @@ def _limit(desk: Desk) -> timedelta:
 def _judge(desk: Desk, repository: Repository, jobs: Sequence[Job]) -> list[Verdict]:
     from strongroom.operations.scheduling import judge  # noqa: PLC0415 -- numpy behind it
 
-    return judge(repository, jobs, _leases(desk, repository), now=desk.now)
+    recorder = desk.recorder
+    if recorder.journal is None:
+        recorder.opened(repository)
+    return judge(
+        repository, jobs, _leases(desk, repository), journal=recorder.journal, now=desk.now
+    )
 
 
 def _run_all(
@@ -239,15 +244,16 @@ def _pass_over(desk: Desk, repository: Repository, verdict: Verdict) -> None:
 
 def _record_missed(desk: Desk, verdict: Verdict) -> None:
     """Put the times that nobody served into the audit log, as one run that was missed."""
-    if not verdict.missed:
+    times = verdict.passed
+    if not times:
         return
-    first, last = verdict.missed[-1], verdict.missed[0]
-    s = "s" * (len(verdict.missed) != 1)
+    first, last = times[-1], times[0]
+    s = "s" * (len(times) != 1)
     span = show_time(last) if first == last else f"{show_time(first)} to {show_time(last)}"
-    what = f"{verdict.job.name}: {len(verdict.missed)} time{s} passed and nobody ran it, {span}"
+    what = f"{verdict.job.name}: {len(times)} time{s} passed and nobody ran it, {span}"
     with desk.recorder.recorded("schedule", source=verdict.job.source, what=what) as run:
         run.missed, run.exit = True, PROMISE_MISSED
-        run.detail |= {"job": verdict.job.name, "missed": len(verdict.missed)}
+        run.detail |= {"job": verdict.job.name, "missed": len(times)}
         run.detail |= {"first": show_time(first), "last": show_time(last)}
 
 

@@ -77,7 +77,8 @@ def look(desk: Desk, source: str | None) -> tuple[Survey, list[Condition]]:
     meanwhile.start()
     with desk.repository() as repository:
         meanwhile.join()
-        from strongroom.operations.standing import state_of, survey  # noqa: PLC0415 -- numpy
+        from strongroom.operations.standing import survey  # noqa: PLC0415 -- numpy
+        from strongroom.operations.watching import state_of  # noqa: PLC0415
         from strongroom.rules.anomalies import conditions  # noqa: PLC0415
 
         recorder = desk.recorder
@@ -94,7 +95,7 @@ def look(desk: Desk, source: str | None) -> tuple[Survey, list[Condition]]:
                 folder=recorder.folder,
             )
             alerts = conditions(
-                state_of(repository, recorder.journal, found, desk.configuration), now=now
+                state_of(repository, recorder.journal, desk.configuration, now=now), now=now
             )
             return found, [each for each in alerts if source in (None, each.source)]
         finally:
