@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime, tzinfo
 from functools import cached_property
@@ -21,7 +21,7 @@ from strongroom.cli.flags import Everywhere
 from strongroom.cli.output import Output, latest
 from strongroom.config.loading import Loaded, Override, load
 from strongroom.config.model import Configuration, SourceTable
-from strongroom.errors import KeyRefused, NotFound, StrongroomError, UsageError
+from strongroom.errors import KeyRefused, NotFound, UsageError
 from strongroom.rules.times import read_time, show_time
 
 if TYPE_CHECKING:
@@ -37,10 +37,6 @@ _SECRET_FLAGS = {
 }
 
 
-# Runs after which whoever is to be told hears what is wrong.
-_TOLD_AFTER = frozenset({"backup", "check", "drill", "expire", "prune"})
-
-
 class Desk:
     """One command's surroundings."""
 
@@ -52,10 +48,9 @@ class Desk:
         if "json" in (flags.log_format, self.environ.get("STRONGROOM_LOG_FORMAT")):
             self.output.log = "json"  # before there is a configuration to say so
         latest(self.output)
-        self.trigger = _trigger(self.environ)
+        self.trigger: Trigger = "manual"
         self._secrets: list[str] | None = None
         self._opened: Repository | None = None
-        self._unopened: StrongroomError | None = None
         self._ended: set[str] = set()  # runs of this command that were recorded
 
     # -- configuration ---------------------------------------------------------------------
@@ -171,16 +166,12 @@ class Desk:
     @contextmanager
     def repository(self, holders: Sequence[KeyHolder] = ()) -> Iterator[Repository]:
         """The open repository, closed when the block ends; opened by these holders alone, if any."""
-        try:
-            repository = wiring.open_repository(
-                self.storage,
-                holders or self.holders(),
-                jobs=self.jobs,
-                reopen_every=self.configuration.reopen_every,
-            )
-        except StrongroomError as fault:
-            self._unopened = fault
-            raise
+        repository = wiring.open_repository(
+            self.storage,
+            holders or self.holders(),
+            jobs=self.jobs,
+            reopen_every=self.configuration.reopen_every,
+        )
         if self._recorder is not None and self._recorder.running:
             self._recorder.opened(repository)
             self._opened = repository
@@ -238,7 +229,6 @@ class Desk:
                 self.recorder.recorded(type, source=source, what=what, trigger=trigger) as draft,
                 self.output.about(type=type, source=source, run=draft.id),
             ):
-                draft.detail |= _asked_by(self.environ)
                 self.output.record("begin", draft.what, {"trigger": trigger or self.trigger})
                 yield draft
                 if draft.fault is None:
@@ -248,25 +238,11 @@ class Desk:
                 with self.output.about(type=type, source=source, run=draft.id):
                     self.output.record("end", draft.what, {"outcome": "nothing"})
             if outermost:
-                self._look_after(type)
+                if self._ended and self._opened is not None:
+                    from strongroom.cli.measuring import measured  # noqa: PLC0415
+
+                    measured(self, self._opened)
                 self.storage.close()
-
-    def _look_after(self, type: Type) -> None:
-        """What is wrong after a run is told, and the metrics are computed. Of what a scheduler runs,
-        the scheduler tells."""
-        if not self._ended:
-            return
-        if self.trigger == "manual" and type in _TOLD_AFTER:
-            from strongroom.cli.alerting import alerted, unreached  # noqa: PLC0415
-
-            if self._opened is not None:
-                alerted(self, self._opened)
-            elif self._unopened is not None:
-                unreached(self, self._unopened)
-        if self._opened is not None:
-            from strongroom.cli.measuring import measured  # noqa: PLC0415
-
-            measured(self, self._opened)
 
     def ended(self, run: Run) -> None:
         """A run was recorded: log what came of it."""
@@ -287,20 +263,6 @@ class Desk:
     def may_ask(self) -> bool:
         """Whether there is a person: a terminal at both ends, and no --json."""
         return sys.stdin.isatty() and sys.stderr.isatty() and not self.flags.json
-
-
-def _trigger(environ: Mapping[str, str]) -> Trigger:
-    """What set this command off: a scheduler tells its children."""
-    told = environ.get("STRONGROOM_TRIGGER")
-    return "schedule" if told == "schedule" else "catch-up" if told == "catch-up" else "manual"
-
-
-def _asked_by(environ: Mapping[str, str]) -> dict[str, str]:
-    """The job of a scheduler and the time that this run is for."""
-    if _trigger(environ) == "manual":
-        return {}
-    names = (("job", "STRONGROOM_JOB"), ("due", "STRONGROOM_DUE"))
-    return {key: environ[name] for key, name in names if name in environ}
 
 
 def ask(question: str) -> str:

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 from cyclopts import Parameter
 
 from strongroom import wiring
-from strongroom.cli.alerting import alerted, unreached
 from strongroom.cli.desk import Desk
 from strongroom.cli.flags import Everywhere
 from strongroom.cli.measuring import measured, served
@@ -174,12 +173,7 @@ def _limit(desk: Desk) -> timedelta:
 def _judge(desk: Desk, repository: Repository, jobs: Sequence[Job]) -> list[Verdict]:
     from strongroom.operations.scheduling import judge  # noqa: PLC0415 -- numpy behind it
 
-    recorder = desk.recorder
-    if recorder.journal is None:
-        recorder.opened(repository)
-    return judge(
-        repository, jobs, _leases(desk, repository), journal=recorder.journal, now=desk.now
-    )
+    return judge(repository, jobs, _leases(desk, repository), now=desk.now)
 
 
 def _run_all(
@@ -192,7 +186,6 @@ def _run_all(
 ) -> Iterator[dict[str, Any]]:
     """Run what is due, judged anew after each job; yield a document for each that was tried."""
     tried: set[str] = set()
-    told: set[str] = set()
     with _opened(desk) as repository:
         if not repository.identity.capabilities.put_if_absent:
             desk.output.warning(
@@ -200,14 +193,11 @@ def _run_all(
             )
         while watch.stop is None:
             verdicts = _judge(desk, repository, jobs)
-            for one in verdicts:
-                if one.state is State.MISSED:
-                    _pass_over(desk, repository, one)
-                if one.state in (State.MISSED, State.OVERRUN) and one.job.name not in told:
-                    told.add(one.job.name)
-                    desk.output.warning(f"{one.job.name}: {'; '.join(one.reasons)}")
-            alerted(desk, repository)  # before what was missed is made up for, and after each job
             measured(desk, repository, board, fresh=bool(tried))
+            if not tried:
+                for one in verdicts:
+                    if one.state in (State.MISSED, State.OVERRUN):
+                        desk.output.warning(f"{one.job.name}: {'; '.join(one.reasons)}")
             todo = [one for one in verdicts if one.runs and one.job.name not in tried]
             if not todo:
                 return
@@ -220,41 +210,9 @@ def _opened(desk: Desk) -> Iterator[Repository]:
     """The repository, opened anew: keys and addresses may have changed since the last time."""
     storage = wiring.open_storage(desk.configuration, desk.environ)
     try:
-        try:
-            repository = wiring.open_repository(storage, desk.holders(), jobs=desk.jobs)
-            desk.recorder.opened(repository)
-        except StrongroomError as fault:
-            unreached(desk, fault)
-            raise
-        yield repository
+        yield wiring.open_repository(storage, desk.holders(), jobs=desk.jobs)
     finally:
         storage.close()
-
-
-def _pass_over(desk: Desk, repository: Repository, verdict: Verdict) -> None:
-    """Say once, of all hosts, that a time passed and will not be made up for."""
-    leases = _leases(desk, repository)
-    try:
-        lease = leases.take(verdict.job.name, verdict.due, verdict.number)
-    except (Busy, Refused):
-        return
-    _record_missed(desk, verdict)
-    leases.end(lease, outcome="missed", exit=0)
-
-
-def _record_missed(desk: Desk, verdict: Verdict) -> None:
-    """Put the times that nobody served into the audit log, as one run that was missed."""
-    times = verdict.passed
-    if not times:
-        return
-    first, last = times[-1], times[0]
-    s = "s" * (len(times) != 1)
-    span = show_time(last) if first == last else f"{show_time(first)} to {show_time(last)}"
-    what = f"{verdict.job.name}: {len(times)} time{s} passed and nobody ran it, {span}"
-    with desk.recorder.recorded("schedule", source=verdict.job.source, what=what) as run:
-        run.missed, run.exit = True, PROMISE_MISSED
-        run.detail |= {"job": verdict.job.name, "missed": len(times)}
-        run.detail |= {"first": show_time(first), "last": show_time(last)}
 
 
 def _run_one(
@@ -293,7 +251,6 @@ def _run_one(
         desk.output.error_lines(fault)
     else:
         outcome = outcome_of(status)
-        _record_missed(desk, verdict)  # the lease was ours, so nobody else says it
         desk.output.note(f"{name}: {outcome}" + (f", exit {status}" if status else ""))
     body: dict[str, Any] = {"job": name, "due": verdict.due.isoformat(), "outcome": outcome}
     body |= {"exit": status, "trigger": verdict.trigger, "try": verdict.number}
