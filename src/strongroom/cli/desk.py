@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime, tzinfo
 from functools import cached_property
@@ -164,11 +164,11 @@ class Desk:
         return [wiring.passphrase_holder(ask_secret("Passphrase: "))]
 
     @contextmanager
-    def repository(self) -> Iterator[Repository]:
-        """The open repository, closed when the block ends."""
+    def repository(self, holders: Sequence[KeyHolder] = ()) -> Iterator[Repository]:
+        """The open repository, closed when the block ends; opened by these holders alone, if any."""
         repository = wiring.open_repository(
             self.storage,
-            self.holders(),
+            holders or self.holders(),
             jobs=self.jobs,
             reopen_every=self.configuration.reopen_every,
         )

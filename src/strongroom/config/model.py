@@ -106,7 +106,7 @@ class ScheduleTable(Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     expire: Annotated[
         str | None,
         Meta(
-            description='When `expire` and, if that ends well, `prune` run, for instance "0 5 * * *".'
+            description='When `expire` and, unless that fails, `prune` run, for instance "0 5 * * *".'
         ),
     ] = None
     drill: Annotated[

@@ -33,6 +33,7 @@ from strongroom.postgres.embedded import EmbeddedServer, Installation, find_serv
 from strongroom.postgres.exchange import Exchange
 from strongroom.postgres.logical.sink import LogicalSink
 from strongroom.postgres.proving import Counted
+from strongroom.postgres.recovery.sink import sorted_otherwise
 from strongroom.postgres.sandbox import Sandbox
 from strongroom.postgres.server import Conninfo
 from strongroom.progress import Progress
@@ -125,10 +126,10 @@ class DatabaseCourse:
     @property
     def _main(self) -> str:
         """The database that queries and commands go to."""
-        if self._database is not None:
-            if self._database not in self._names:
-                raise NotFound(f"There was no database {self._database!r} then.")
-            return self._database
+        if self._database in self._names:
+            return str(self._database)
+        if self.table.database is not None:  # that of the dsn may be there to connect to only
+            raise NotFound(f"There was no database {self.table.database!r} then.")
         others = [name for name in self._names if name != "postgres"]
         if len(others) > 1:
             raise Refused(
@@ -352,6 +353,11 @@ class ClusterCourse(DatabaseCourse):
             if following is not None:
                 told += f"; the next one, of {show(following.time)}, is left out"
         return told
+
+    def _collations(self) -> str | Said:
+        said = super()._collations()
+        other = sorted_otherwise(self._base.server)
+        return Said("amber", other["collations"]) if other and isinstance(said, str) else said
 
     def _rows(self) -> str | Said:
         counted = [one for name in self._names for one in proving.count_twice(self.server, name)]

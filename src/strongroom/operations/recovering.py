@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 
-from strongroom.errors import ObjectMissing, StrongroomError
+from strongroom.errors import ObjectMissing, Refused, StrongroomError
 from strongroom.operations.points import Cluster
 from strongroom.operations.restore import restore
 from strongroom.postgres.open.server import CACHE, NoFuse, OpenedServer
@@ -80,7 +80,17 @@ def fetcher(cluster: Cluster, verdict: Verdict) -> Fetch:
 
 
 def sandbox_for(cluster: Cluster, verdict: Verdict, *, scratch: str | None) -> Sandbox:
-    """A throw-away server without files yet; `fill` it, then let it recover."""
+    """A throw-away server without files yet; `fill` it, then let it recover. Refused where it would
+    write to a place of the original's."""
+    if verdict.spaces:
+        name = os.fsdecode(verdict.spaces[0].location)
+        raise Refused(
+            f"A tablespace was made after the backup at {name!r}, and PostgreSQL makes it again"
+            " at that very place, where the original may be using it.",
+            means="Nothing was started. The backup and its log are whole.",
+            do="Open it where a file system can be mounted (`strongroom doctor` says why not"
+            " here); or choose a moment before it was made, or a backup taken after.",
+        )
     return Sandbox(cluster.major, fetcher(cluster, verdict), parent=scratch)
 
 
@@ -135,6 +145,7 @@ def opened(
                     fetcher(cluster, verdict),
                     repository.open_snapshot(snapshot),
                     facts,
+                    made=[space.location for space in verdict.spaces],
                     cache=how.cache,
                     scratch=how.scratch,
                     on_fault=how.on_fault,

@@ -76,12 +76,21 @@ class History:
 
     def __init__(self, repository: Repository, journal: Journal | None) -> None:
         self._catalogue, self._journal = repository.catalogue, journal
+        if journal is not None:
+            journal.refresh()
 
     def runs(self, source: str | None, type: str) -> Sequence[PastRun]:
         """The newest backup of a source that left something; else the runs of that type."""
         if type == "backup" and source is not None:
             return self._newest(source)
-        return [] if self._journal is None else self._journal.runs(source, type)
+        if self._journal is None:
+            return []
+        # What somebody runs by hand may be less: a check of names alone, a prune that only looks.
+        return [
+            run
+            for run in self._journal.runs(source, type, refresh=False)
+            if run.trigger != "manual"
+        ]
 
     def _newest(self, source: str) -> list[PastRun]:
         names = sorted(entry.name for entry in self._catalogue.storage.list(f"snapshots/{source}/"))

@@ -24,6 +24,9 @@ import sys
 import time
 from contextlib import suppress
 
+if False:  # for the type checker: an import would cost the start its time
+    from collections.abc import Callable
+
 _PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36
 # Fast shutdown, immediate shutdown, and what the kernel does to those that answer neither.
 _STEPS = ((signal.SIGINT, 20.0), (signal.SIGQUIT, 5.0), (signal.SIGKILL, 5.0))
@@ -83,9 +86,12 @@ def _mounted(directory: str, uid: int, gid: int) -> int:
     mount("none", "/", "", _REC | _PRIVATE)
     # From inside: the kernel wants device and mount to be of one user namespace.
     device = os.open("/dev/fuse", os.O_RDWR | os.O_CLOEXEC)
-    kept = [each for each in (directory, "/dev/shm") if os.path.isdir(each)]  # noqa: S108
-    for each in kept:
-        mount(each, each, "", _BIND)
+    # Descriptors: what is mounted over a place from here on may hide the way to them.
+    kept = {"/dev/shm": "/dev/shm", directory: f"/proc/self/fd/{_descriptor(directory)}"}  # noqa: S108
+    kept |= _private_places(directory, mount, root=root)
+    kept = {each: source for each, source in kept.items() if os.path.isdir(each)}
+    for each, source in kept.items():
+        mount(source, each, "", _BIND)
     words = f"fd={device},rootmode=40000,user_id={uid},group_id={gid},default_permissions"
     words += ",allow_other" if root else ""
     mount("strongroom", path, "fuse.strongroom", _NOSUID | _NODEV | _NOATIME, words)
@@ -127,6 +133,43 @@ def _raise_loopback() -> None:
     if own:
         with suppress(OSError), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as any_:
             fcntl.ioctl(any_, _SIOCSIFFLAGS, struct.pack("16sh22x", b"lo", _IFF_UP))
+
+
+def _descriptor(path: str) -> int:
+    return os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+
+
+def _private_places(directory: str, mount: Callable[..., None], *, root: bool) -> dict[str, str]:
+    """Where the log makes tablespaces, and what the server gets there instead of the machine's.
+
+    A place that is not there is made on top of the machine's directories, in memory, for the server
+    alone.
+    """
+    folder, found = directory + "/places", {}
+    for number in range(len(os.listdir(folder)) // 2 if os.path.isdir(folder) else 0):
+        with open(f"{folder}/{number}.at", "rb") as file:
+            location = os.fsdecode(file.read())
+        found[location] = f"/proc/self/fd/{_descriptor(f'{folder}/{number}')}"
+    for number, location in enumerate(found):
+        above = location
+        while not os.path.lexists(above):
+            above = os.path.dirname(above)
+        if above == location:
+            continue
+        over = f"{folder}/{number}.over"
+        os.mkdir(over)
+        mount("tmpfs", over, "tmpfs", _NOSUID | _NODEV, "mode=755")
+        for name in ("upper", "work"):
+            os.mkdir(f"{over}/{name}")
+        words = f"lowerdir={_word(above)},upperdir={_word(over)}/upper,workdir={_word(over)}/work"
+        mount("overlay", above, "overlay", 0, words + ("" if root else ",userxattr"))
+        os.makedirs(location)
+    return found
+
+
+def _word(path: str) -> str:
+    """A path as a mount option can hold it."""
+    return "".join("\\" + char if char in "\\,:" else char for char in path)
 
 
 def _tune(path: str) -> None:

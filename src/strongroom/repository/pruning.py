@@ -56,13 +56,15 @@ _HEADER_READ = 64 * 1024
 class Rules:
     """What is worth the work. A pack is repacked when less than `live` (0 to 1) of it is relied on.
 
-    `polite` is None where sessions that have not ended are to be overtaken. `pack_size` in bytes.
+    `spared`: sources of which nothing is swept, whatever was decided. `polite` is None where sessions
+    that have not ended are to be overtaken. `pack_size` in bytes.
     """
 
     live: float = 0.75
     polite: timedelta | None = POLITE
     pack_size: int = 16 * 1024 * 1024
     together: bool = True
+    spared: frozenset[str] = frozenset()
 
 
 @dataclass(slots=True)
@@ -206,7 +208,9 @@ class Pruner:
         fates = self._fates.read()
         here = self._told() if fates else set()
         for fate in fates.values():
-            if fate.swept or (fate.expired and not fate.holds(now) and fate.snapshot in here):
+            spared = fate.snapshot.split("/")[1] in self._rules.spared
+            due = fate.expired and not fate.holds(now) and not spared
+            if fate.swept or (due and fate.snapshot in here):
                 yield fate
 
     def _sweep(self) -> None:

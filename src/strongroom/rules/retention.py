@@ -17,8 +17,8 @@ other, where `now` has jumped away from them, or where the newest backup has shr
 is *frozen*: what would go stays, and the plan says so, because what deletes old backups
 when the new ones are empty is an attack, or about to be an accident.
 
-A backup that cannot be restored (not good) fills no place of a rule that counts: it stays for its
-`keep` and its holds only.
+A backup that was found damaged (not good) fills no place that a good one could fill: where there are
+enough good ones it stays for its `keep` and its holds only.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ _LATE = 3.0  # times the usual interval without a backup: the clock jumped, or b
 class Backup:
     """What retention knows of a backup. `time` is its writer's, `stored` the store's, if it tells.
 
-    `good`: it can be restored, as far as is known. `verified`: a drill or a check read it whole.
+    `good`: nothing of it was found damaged. `verified`: a drill restored it, or a check read it whole.
     `base`: it is physical, and log can be replayed on it from its stop, the moment `stop`.
     """
 
@@ -180,7 +180,7 @@ def _row(case: _Case, policy: Policy, frozen: Sequence[str]) -> Row:
 
 def _over(backup: Backup, policy: Policy) -> str:
     if policy.keep is None:
-        return "no rule keeps it"
+        return "no rule keeps it" if backup.good else "it is damaged, and no rule needs it"
     return f"its {policy.keep} ended {_show(policy.keep.after(backup.born, policy.zone))}"
 
 
@@ -209,13 +209,19 @@ def _keep(cases: Iterable[_Case], policy: Policy, now: datetime) -> None:
             case.stay(f"promised for {policy.keep}, until {_show(until)}", until)
 
 
+def _best_first(cases: Sequence[_Case]) -> list[_Case]:
+    """The newest first, those that are damaged behind all others. Cases come oldest first."""
+    newest = list(reversed(cases))
+    return sorted(newest, key=lambda case: not case.backup.good)
+
+
 def _count(cases: Sequence[_Case], policy: Policy) -> None:
-    good = [case for case in reversed(cases) if case.backup.good]
-    for at, case in enumerate(good[: policy.last], 1):
+    best = _best_first(cases)
+    for at, case in enumerate(best[: policy.last], 1):
         case.stay(f"last {at} of {policy.last}")
     for word, count, period in _periods(policy):
         seen: dict[str, int] = {}
-        for case in good:
+        for case in best:
             name = period(case.backup.born.astimezone(policy.zone))
             if name in seen or len(seen) == count:
                 continue
@@ -239,10 +245,9 @@ def _recover(cases: Sequence[_Case], policy: Policy, now: datetime) -> None:
         return
     opens = policy.pitr.before(now)
     before: _Case | None = None
-    for case in cases:
+    bases = [case for case in cases if case.backup.base]
+    for case in [case for case in bases if case.backup.good] or bases:
         backup = case.backup
-        if not (backup.base and backup.good):
-            continue
         if (backup.stop or backup.time) <= opens:
             before = case
         else:
@@ -253,23 +258,24 @@ def _recover(cases: Sequence[_Case], policy: Policy, now: datetime) -> None:
 
 
 def _at_least(cases: Sequence[_Case], policy: Policy) -> None:
-    """The newest verified ones; as long as too few are verified, the newest good ones as well."""
+    """The newest verified ones; as long as too few are verified, the newest of the others as well."""
     least = max(1, policy.minimum)
-    newest = [case for case in reversed(cases) if case.backup.good]
-    verified = [case for case in newest if case.backup.verified]
-    kept = sum(bool(case.reasons) for case in verified)
-    for case in verified:
-        if kept >= least:
-            break
-        if not case.reasons:
-            case.stay(f"never fewer than {least} verified")
-            kept += 1
+    newest = _best_first(cases)
+    good = [case for case in newest if case.backup.good]
+    _fill(
+        [case for case in good if case.backup.verified], least, f"never fewer than {least} verified"
+    )
+    _fill(good, least, f"never fewer than {least}, and fewer are verified")
+    _fill(newest, least, f"never fewer than {least}, and fewer are not damaged")
+
+
+def _fill(newest: Sequence[_Case], least: int, reason: str) -> None:
     kept = sum(bool(case.reasons) for case in newest)
     for case in newest:
         if kept >= least:
-            break
+            return
         if not case.reasons:
-            case.stay(f"never fewer than {least}, and fewer are verified")
+            case.stay(reason)
             kept += 1
 
 

@@ -187,7 +187,7 @@ def _one(
                     rto=rto,
                     steady=wiring.steady,
                     progress=progress,
-                    tell=lambda step: _tell(desk, name, step),
+                    tell=lambda step: desk.output.event("step", {"source": name, **step.as_json()}),
                 )
         body = desk.recorder.cleaned(
             report_of(course, done, rto=rto, about=_about(desk, record, began.isoformat()))
@@ -204,6 +204,8 @@ def _one(
             report=reports.digest(document),
         )
         fault = _judge(record, name, done.verdict, done.steps, body["run"])
+    for step in done.steps:
+        _tell(desk, step)
     _summary(desk, body)
     return {**body, "report": reports.digest(document)}, fault
 
@@ -252,8 +254,7 @@ def _judge(
     return record.fault
 
 
-def _tell(desk: Desk, name: str, step: Step) -> None:
-    desk.output.event("step", {"source": name, **step.as_json()})
+def _tell(desk: Desk, step: Step) -> None:
     if step.verdict == "skipped" and not step.demanded:
         return
     took = f"{show_seconds(step.ms / 1000):>10}" if step.verdict != "skipped" else " " * 10
@@ -417,7 +418,10 @@ def report(
         chosen = _find(journal, drill)
         written = _Written.of(Reports(repository), chosen)
     if output is None:
-        sys.stdout.write(written.text(format or ("json" if desk.output.json else "md")))
+        if desk.output.json and format is None:
+            desk.output.document("drill", {**written.body, "report": written.digest})
+        else:
+            sys.stdout.write(written.text(format or "md"))
         return 0
     for path, form in _places(output, format, chosen):
         write_file(path, [written.text(form).encode()], force=force)
