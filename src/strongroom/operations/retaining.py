@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from zoneinfo import ZoneInfo
 
+from strongroom.config.model import Configuration, SourceTable
 from strongroom.errors import Busy, NotFound
 from strongroom.observe.journal import Journal
 from strongroom.operations.browse import Listing, list_snapshots
@@ -24,6 +26,23 @@ class Judged:
     plan: Plan
     snapshots: Mapping[str, Snapshot]
     fates: Mapping[str, Fate]
+
+
+def policy_of(configuration: Configuration, table: SourceTable) -> Policy:
+    """The retention of a source as it is configured."""
+    rules, zone = table.retention, configuration.timezone
+    return Policy(
+        keep=table.promise.keep,
+        last=rules.last,
+        hourly=rules.hourly,
+        daily=rules.daily,
+        weekly=rules.weekly,
+        monthly=rules.monthly,
+        yearly=rules.yearly,
+        pitr=rules.pitr,
+        minimum=rules.minimum,
+        zone=UTC if zone is None else ZoneInfo(zone),
+    )
 
 
 def judge(
@@ -148,4 +167,13 @@ def _too_late(snapshot: str) -> NotFound:
     )
 
 
-__all__ = ["Judged", "expire", "hold", "judge", "proof_of", "release", "revive"]
+__all__ = [
+    "Judged",
+    "expire",
+    "hold",
+    "judge",
+    "policy_of",
+    "proof_of",
+    "release",
+    "revive",
+]
