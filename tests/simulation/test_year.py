@@ -114,8 +114,11 @@ def the_clock_jumps(all: Mishaps, when: datetime) -> None:
 
     all.plan(when, lambda: ahead(40))
     all.plan(when + DAY, lambda: ahead(0))
-    # A job is not begun by a clock that is wrong.
-    all.told.update(["clock", f"backup-late/{DB}"])
+    # Nothing is begun, and nothing deleted, by a clock that is wrong.
+    all.told.update(["clock", f"backup-late/{DB}", f"backup-missed/{DB}"])
+    all.told.update([f"deletion-frozen/{name}" for name in (DB, VAULT)])
+    if (when + DAY).day == 1:
+        all.told.update([f"backup-missed/{VAULT}"])
 
 
 def restart(all: Mishaps, spoil: Callable[[Path], object]) -> Callable[[], None]:
@@ -136,6 +139,13 @@ def the_journal_is_spoiled(all: Mishaps, when: datetime) -> None:
         (folder / "journal.sqlite").write_bytes(b"nonsense" * 999)
 
     all.plan(when, restart(all, spoil))
+
+
+def a_key_grows_old(all: Mishaps, when: datetime) -> None:
+    """The first key is older than it should be; days later there is another, and it is taken away."""
+    all.plan(when, lambda: all.year.add_key("second"))
+    all.plan(when, lambda: all.year.take_key("first"))
+    all.told.update(["key-age/first"])
 
 
 def a_drill_is_red(all: Mishaps, when: datetime) -> None:
@@ -170,6 +180,7 @@ FIXED = {
     a_pack_is_damaged: noon("2027-11-14"),
     a_drill_is_red: noon("2027-12-01"),
     drills_are_overdue: noon("2028-02-01"),
+    a_key_grows_old: noon("2028-05-05"),
 }
 FREE = {
     a_backup_fails: noon("2027-07-20"),
@@ -248,6 +259,9 @@ def live(year: Year, free: Mapping[Callable[[Mishaps, datetime], None], datetime
     year.assert_kept()
     year.assert_nothing_unreachable()
     assert AuditLog(year.repository).verify().faults == []
+    for one in year.sink.took:
+        if one.word != "remind":
+            print(one.at, one.word, one.key)
     assert year.sink.counted("raise") == mishaps.told
     assert year.sink.counted("resolve") == mishaps.told
 
