@@ -83,6 +83,9 @@ class WriteOnce:
     def free_space(self) -> int | None:
         return None
 
+    def total_space(self) -> int | None:
+        return None
+
     def close(self) -> None:
         """Nothing to release."""
 

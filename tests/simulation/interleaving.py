@@ -199,6 +199,9 @@ class ScheduledStorage:
     def free_space(self) -> int | None:
         return None
 
+    def total_space(self) -> int | None:
+        return None
+
     def close(self) -> None:
         """Nothing to release."""
 

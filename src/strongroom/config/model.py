@@ -46,6 +46,13 @@ class Promise(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     ] = None
     rto: Annotated[Duration | None, Meta(description="How long a restore may take.")] = None
     keep: Annotated[Duration | None, Meta(description="How long backups are kept.")] = None
+    drill: Annotated[
+        Duration | None,
+        Meta(
+            description='How often a drill proves that it restores, for instance "31d": the newest '
+            "green one is never older."
+        ),
+    ] = None
 
 
 Count: TypeAlias = Annotated[int, Meta(ge=0, le=100_000)]
@@ -78,8 +85,9 @@ class JobTable(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     argv: Annotated[
         tuple[str, ...],
         Meta(
-            description="A command line of strongroom, without its name: check, doctor, expire, "
-            "export, list, prune, repository stats, source test, status, wal status.",
+            description="A command line of strongroom, without its name: check, doctor, "
+            "drill report, drill run, expire, export, list, prune, repository stats, "
+            "source test, status, wal status.",
             min_length=1,
         ),
     ]
@@ -99,6 +107,13 @@ class ScheduleTable(Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
         str | None,
         Meta(
             description='When `expire` and, if that ends well, `prune` run, for instance "0 5 * * *".'
+        ),
+    ] = None
+    drill: Annotated[
+        str | None,
+        Meta(
+            description="When `drill run --at random` runs, for each source that promises drills, for "
+            'instance "0 6 1 * *".'
         ),
     ] = None
     job: Annotated[Mapping[str, JobTable], Meta(description="Other jobs, by name.")] = {}
@@ -170,6 +185,12 @@ class RepositoryTable(Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
         str | None, Meta(description="Address of a KMS that is not AWS: https://host:port.")
     ] = None
     s3: Annotated[S3 | None, Meta(description="How to reach an S3 store.")] = None
+    key_age: Annotated[
+        Duration | None,
+        Meta(
+            description='How old a key may become before somebody is told, for instance "3 months".'
+        ),
+    ] = None
 
 
 class Command(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -563,6 +584,7 @@ CHECKS: Mapping[tuple[type[Struct], str], Callable[[Any], None]] = {
     (JobTable, "cron"): check_schedule,
     (JobTable, "argv"): check_argv,
     (ScheduleTable, "check"): check_schedule,
+    (ScheduleTable, "drill"): check_schedule,
     (ScheduleTable, "expire"): check_schedule,
 }
 

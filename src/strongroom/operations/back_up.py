@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 from strongroom.errors import Overtaken
 from strongroom.progress import Progress
@@ -18,7 +19,8 @@ ATTEMPTS = 5
 class Report:
     """What a backup did. `attempts` is more than one where a prune overtook the first.
 
-    `warnings` tell what the run found amiss in the repository, which this backup does not need.
+    `warnings` tell what the run found amiss in the repository, which this backup does not need;
+    `facts` what the source said of itself.
     """
 
     snapshot: Snapshot
@@ -26,6 +28,7 @@ class Report:
     seconds: float
     attempts: int
     warnings: Sequence[str] = ()
+    facts: Mapping[str, Any] = field(default_factory=dict)
 
 
 def back_up(
@@ -59,5 +62,5 @@ def back_up(
             raise
         source.settled()
         seconds = repository.seams.steady() - began
-        return Report(snapshot, taken.problems, seconds, attempt, tuple(warnings))
+        return Report(snapshot, taken.problems, seconds, attempt, tuple(warnings), taken.facts)
     raise AssertionError("unreachable: the last attempt returns or raises")

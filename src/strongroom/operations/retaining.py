@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from zoneinfo import ZoneInfo
 
+from strongroom.config.model import Configuration, SourceTable
 from strongroom.errors import Busy, NotFound
 from strongroom.operations.browse import Listing, list_snapshots
 from strongroom.repository.catalogue import Snapshot
@@ -22,6 +24,23 @@ class Judged:
     plan: Plan
     snapshots: Mapping[str, Snapshot]
     fates: Mapping[str, Fate]
+
+
+def policy_of(configuration: Configuration, table: SourceTable) -> Policy:
+    """The retention of a source as it is configured."""
+    rules, zone = table.retention, configuration.timezone
+    return Policy(
+        keep=table.promise.keep,
+        last=rules.last,
+        hourly=rules.hourly,
+        daily=rules.daily,
+        weekly=rules.weekly,
+        monthly=rules.monthly,
+        yearly=rules.yearly,
+        pitr=rules.pitr,
+        minimum=rules.minimum,
+        zone=UTC if zone is None else ZoneInfo(zone),
+    )
 
 
 def judge(
@@ -134,4 +153,4 @@ def _too_late(snapshot: str) -> NotFound:
     )
 
 
-__all__ = ["Judged", "expire", "hold", "judge", "release", "revive"]
+__all__ = ["Judged", "expire", "hold", "judge", "policy_of", "release", "revive"]

@@ -11,12 +11,13 @@ from zoneinfo import ZoneInfo
 
 from strongroom.config.model import Configuration
 from strongroom.errors import Damaged, ObjectMissing, StorageUnreachable
+from strongroom.observe.journal import Journal
 from strongroom.repository.leases import Lease, Leases, Told
 from strongroom.repository.repository import Repository
 from strongroom.rules.cron import Cron
-from strongroom.rules.schedule import Held, History, Job, PastRun, Verdict, plan
+from strongroom.rules.schedule import Held, Job, PastRun, Verdict, plan
 
-BACKUP = "backup."
+BACKUP, DRILL = "backup.", "drill."
 _LOOKED_AT = 20  # commit records of a source that are opened to find the last good one
 _OUTCOMES = {0: "done", 10: "done", 3: "incomplete", 4: "refused"}
 
@@ -42,6 +43,18 @@ def jobs_of(configuration: Configuration) -> list[Job]:
         jobs.append(job("check", table.check, step, type="check"))
     if table.expire is not None:
         jobs.append(job("expire", table.expire, ["expire"], ["prune"], type="prune"))
+    if table.drill is not None:
+        jobs += [
+            job(
+                DRILL + name,
+                table.drill,
+                ["drill", "run", name, "--at", "random"],
+                type="drill",
+                source=name,
+            )
+            for name, each in configuration.source.items()
+            if each.promise.drill is not None
+        ]
     jobs += [job("job." + name, each.cron, each.argv) for name, each in table.job.items()]
     return jobs
 
@@ -54,26 +67,28 @@ class Commit:
     outcome: str
 
 
-class Commits:
-    """What the commit records tell of the past: backups that left something, and no others."""
+class History:
+    """What was done: backups by their commit records, everything else by the journal.
 
-    def __init__(self, repository: Repository) -> None:
-        self._catalogue = repository.catalogue
+    A commit is the one proof of a backup that cannot be lost: its leaf may rest on a host that is
+    gone, or be older than the log; and what is backed up already is not to be backed up again.
+    """
 
-    def runs(
-        self,
-        source: str | None = None,
-        type: str | None = None,
-        since: datetime | None = None,
-    ) -> list[PastRun]:
-        """The newest backup of a source; nothing is known of other types."""
-        if source is None or type != "backup":
-            return []
+    def __init__(self, repository: Repository, journal: Journal | None) -> None:
+        self._catalogue, self._journal = repository.catalogue, journal
+
+    def runs(self, source: str | None, type: str) -> Sequence[PastRun]:
+        """The newest backup of a source that left something; else the runs of that type."""
+        if type == "backup" and source is not None:
+            return self._newest(source)
+        return [] if self._journal is None else self._journal.runs(source, type)
+
+    def _newest(self, source: str) -> list[PastRun]:
         names = sorted(entry.name for entry in self._catalogue.storage.list(f"snapshots/{source}/"))
         for name in reversed(names[-_LOOKED_AT:]):
             with suppress(Damaged, ObjectMissing):
                 one = self._catalogue.open_snapshot(name)
-                if one is not None and (since is None or one.started >= since):
+                if one is not None:
                     return [Commit(one.started, "incomplete" if one.problems else "done")]
         return []
 
@@ -83,15 +98,13 @@ def judge(
     jobs: Iterable[Job],
     leases: Leases,
     *,
-    history: History | None = None,
+    journal: Journal | None = None,
     now: datetime,
 ) -> list[Verdict]:
     """Where each job stands; those that are to run now come first."""
     jobs = list(jobs)
-    past = Commits(repository) if history is None else history
-    runs = {
-        job.name: past.runs(source=job.source or None, type=job.type) for job in jobs if job.type
-    }
+    past = History(repository, journal)
+    runs = {job.name: past.runs(job.source or None, job.type) for job in jobs if job.type}
     held = {job.name: [_held(one) for one in leases.of(job.name)] for job in jobs}
     return plan(jobs, now=now, began=repository.identity.created, runs=runs, held=held)
 
@@ -106,6 +119,7 @@ def _held(told: Told) -> Held:
         outcome=told.outcome,
         exit=told.exit,
         ended=told.ended,
+        taken=told.taken,
     )
 
 

@@ -819,6 +819,9 @@ class _Watched:
     def free_space(self) -> int | None:
         return self._inner.free_space()
 
+    def total_space(self) -> int | None:
+        return self._inner.total_space()
+
     def close(self) -> None:
         self._inner.close()
 

@@ -59,7 +59,8 @@ class Lease:
 @dataclass(frozen=True, slots=True)
 class Told:
     """What is stored of one time of a job: its last lease, the `number`th; under `idle` of them
-    nothing was run. `signed`: the store's time of its last sign of life."""
+    nothing was run. `signed`: the store's time of its last sign of life; `taken`: its host's time when
+    it was taken."""
 
     due: datetime
     number: int
@@ -70,6 +71,7 @@ class Told:
     exit: int
     ended: datetime | None
     alive: bool
+    taken: datetime | None = None
 
 
 @dataclass(slots=True)
@@ -176,16 +178,18 @@ class Leases:
         ended = bool(end)  # one that does not open says nothing
         if not ended:
             alive = self._is_alive(last)
+        begun = self._open(last.lease.name)
         return Told(
             last.lease.due,
             last.lease.number,
             idle + (end.get("outcome") in NOT_RUN),
-            str(self._open(last.lease.name).get("host", "")),
+            str(begun.get("host", "")),
             last.signed,
             str(end.get("outcome", "")),
             int(end.get("exit", 0)),
             datetime.fromisoformat(end["time"]) if ended else None,
             alive=not ended and alive,
+            taken=datetime.fromisoformat(begun["time"]) if begun else None,
         )
 
     def _is_alive(self, last: _Number) -> bool:

@@ -43,6 +43,8 @@ _COUNTED = 1000  # missed times are counted so far, and not further
 VERBS: tuple[tuple[str, ...], ...] = (
     ("check",),
     ("doctor",),
+    ("drill", "report"),
+    ("drill", "run"),
     ("expire",),
     ("export",),
     ("list",),
@@ -68,18 +70,6 @@ class PastRun(Protocol):
         """done, incomplete, failed, refused, interrupted, missed."""
 
 
-class History(Protocol):
-    """What the past is asked for."""
-
-    def runs(
-        self,
-        source: str | None = None,
-        type: str | None = None,
-        since: datetime | None = None,
-    ) -> Sequence[PastRun]:
-        """The runs of a source, of a type, from a moment on, in the order of the log."""
-
-
 @dataclass(frozen=True, slots=True)
 class Job:
     """Something that happens by itself. `steps` are command lines of this program without its name.
@@ -100,8 +90,8 @@ class Job:
 class Held:
     """What the leases say of one time of a job: the last of `number` takings, `tries` of which ran.
 
-    `alive`: a sign of life came lately, by the store's clock; `outcome` and `exit` once it ended,
-    `ended` by the clock of its host.
+    `alive`: a sign of life came lately, by the store's clock; `outcome` and `exit` once it ended;
+    `taken` and `ended` by the clock of its host.
     """
 
     due: datetime
@@ -112,6 +102,7 @@ class Held:
     outcome: str = ""
     exit: int = 0
     ended: datetime | None = None
+    taken: datetime | None = None
 
     @property
     def final(self) -> bool:
@@ -135,7 +126,8 @@ class State(Enum):
 @dataclass(frozen=True, slots=True)
 class Verdict:
     """Where a job stands, and why. `due` is the time that it is about, `number` that of the lease to
-    take; `missed` are times that nobody served, the last first, and will not be made up for."""
+    take; `missed` are times that nobody served, the last first, and will not be made up for; `tried`
+    that somebody took `due` already; `since` when the run began that goes on."""
 
     job: Job
     state: State
@@ -144,11 +136,19 @@ class Verdict:
     reasons: tuple[str, ...]
     number: int = 1
     missed: tuple[datetime, ...] = ()
+    tried: bool = False
+    since: datetime | None = None
 
     @property
     def runs(self) -> bool:
         """Whether it is to run now."""
         return self.state in (State.DUE, State.CATCH_UP)
+
+    @property
+    def passed(self) -> tuple[datetime, ...]:
+        """Times that passed while nobody ran it, the last first, whether or not it runs now for them."""
+        late = self.state is State.CATCH_UP and not self.tried
+        return (self.due, *self.missed) if late else self.missed
 
     @property
     def trigger(self) -> str:
@@ -215,7 +215,9 @@ def decide(
         and before.ended <= now < before.ended + AGAIN_AFTER
     ):
         reasons.append(f"tried again from {show_time(before.ended + AGAIN_AFTER)} on")
-        return Verdict(job, State.WAITING, due, following, tuple(reasons), number, missed)
+        return Verdict(
+            job, State.WAITING, due, following, tuple(reasons), number, missed, tried=True
+        )
     if now - due <= ON_TIME and before is None:
         said = f"its time was {show_time(due)}"
         return Verdict(job, State.DUE, due, following, (said, *reasons), number, missed)
@@ -227,7 +229,9 @@ def decide(
         return Verdict(
             job, State.MISSED, due, following, (said, *_counted(missed)), number, (due, *missed)
         )
-    return Verdict(job, State.CATCH_UP, due, following, (said, *reasons), number, missed)
+    return Verdict(
+        job, State.CATCH_UP, due, following, (said, *reasons), number, missed, before is not None
+    )
 
 
 def worst(statuses: Iterable[int]) -> int:
@@ -259,12 +263,16 @@ def _running(job: Job, running: Held, now: datetime, due: datetime, following: d
     where = f" on {running.host}" if running.host else ""
     said = f"the run of {show_time(running.due)} goes on{where}"
     if due <= running.due or now < running.due:
-        return Verdict(job, State.RUNNING, running.due, following, (said,))
+        return Verdict(
+            job, State.RUNNING, running.due, following, (said,), tried=True, since=running.taken
+        )
     reasons = (
         said,
         f"longer than its period: the time of {show_time(due)} waits until it ends",
     )
-    return Verdict(job, State.OVERRUN, running.due, following, reasons)
+    return Verdict(
+        job, State.OVERRUN, running.due, following, reasons, tried=True, since=running.taken
+    )
 
 
 def _served(

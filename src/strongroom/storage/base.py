@@ -80,6 +80,9 @@ class Storage(Protocol):
     def free_space(self) -> int | None:
         """Bytes that can still be stored, or None where the store cannot tell."""
 
+    def total_space(self) -> int | None:
+        """Bytes that it holds when it is full, ours and others', or None where it cannot tell."""
+
     def close(self) -> None:
         """Release connections; nothing is lost by not calling it."""
 

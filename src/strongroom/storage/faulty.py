@@ -184,6 +184,10 @@ class FaultyStorage:
         """Ask; never goes wrong."""
         return self._inner.free_space()
 
+    def total_space(self) -> int | None:
+        """Ask; never goes wrong."""
+        return self._inner.total_space()
+
     def close(self) -> None:
         """Close what is wrapped."""
         self._inner.close()

@@ -151,12 +151,20 @@ class LocalStorage:
 
     def free_space(self) -> int | None:
         """Return the bytes an ordinary user can still write."""
+        room = self._room()
+        return room.f_bavail * room.f_frsize
+
+    def total_space(self) -> int | None:
+        """Return the bytes of the file system that ordinary users can have."""
+        room = self._room()
+        return (room.f_blocks - room.f_bfree + room.f_bavail) * room.f_frsize
+
+    def _room(self) -> os.statvfs_result:
         path = self._path
         with self._translated("measure", "."):
             while not os.path.exists(path):
                 path = os.path.dirname(path)
-            room = os.statvfs(path)
-        return room.f_bavail * room.f_frsize
+            return os.statvfs(path)
 
     def close(self) -> None:
         """Close the two directories that are kept open."""

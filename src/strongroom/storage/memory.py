@@ -84,5 +84,9 @@ class MemoryStorage:
         """Return None: memory does not tell."""
         return None
 
+    def total_space(self) -> int | None:
+        """Return None: memory does not tell."""
+        return None
+
     def close(self) -> None:
         """Keep everything: a closed memory can be opened again by its owner."""

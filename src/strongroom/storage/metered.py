@@ -103,6 +103,10 @@ class MeteredStorage:
         """Ask; not counted."""
         return self._inner.free_space()
 
+    def total_space(self) -> int | None:
+        """Ask; not counted."""
+        return self._inner.total_space()
+
     def close(self) -> None:
         """Close what is metered; the counts stay."""
         self._inner.close()

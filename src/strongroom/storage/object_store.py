@@ -206,6 +206,10 @@ class ObjectStorage:
         """Return None: buckets do not tell."""
         return None
 
+    def total_space(self) -> int | None:
+        """Return None: buckets do not tell."""
+        return None
+
     def close(self) -> None:
         """Do nothing: idle connections are closed by the client library."""
 

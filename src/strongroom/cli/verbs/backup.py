@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
@@ -159,10 +160,17 @@ def _one(
         run.made(report.snapshot)
         run.problems = len(report.problems)
         run.detail |= {"attempts": report.attempts, "warnings": len(report.warnings)}
+        if report.facts.get("bad_pages"):
+            run.detail["bad_pages"] = _bad_pages(report.facts)
     desk.output.lines(_summary(report))
     for warning in report.warnings:
         desk.output.warning(warning)
     return report
+
+
+def _bad_pages(facts: Mapping[str, Any]) -> int:
+    """How many there are; of very many only the first are named."""
+    return max(len(facts["bad_pages"]), int(facts.get("notes", {}).get("bad_pages", 0)))
 
 
 def _summary(report: Report) -> list[str]:

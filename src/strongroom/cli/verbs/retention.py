@@ -4,17 +4,16 @@ from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
-from zoneinfo import ZoneInfo
 
 from strongroom.cli.desk import Desk
 from strongroom.cli.flags import Everywhere
 from strongroom.cli.names import show_text
 from strongroom.cli.progress import listening
 from strongroom.cli.records import ID_SHOWN, show_moment, snapshot_body
-from strongroom.config.model import PostgresTable, SourceTable
+from strongroom.config.model import PostgresTable
 from strongroom.errors import Damaged, Refused, UsageError
 from strongroom.rules.durations import parse_duration
-from strongroom.rules.retention import Plan, Policy
+from strongroom.rules.retention import Plan
 from strongroom.rules.sizes import show_size
 
 if TYPE_CHECKING:
@@ -136,7 +135,7 @@ def expire(
             judged = retaining.judge(
                 repository,
                 name,
-                policy_of(desk, table),
+                retaining.policy_of(desk.configuration, table),
                 physical=isinstance(table, PostgresTable) and table.method == "physical",
                 now=now,
                 store_now=store_now,
@@ -239,24 +238,6 @@ def read_until(text: str, *, now: datetime) -> datetime:
     if moment <= now:
         raise UsageError(f"{text!r} is over.", do="Write a moment that is to come.")
     return moment.astimezone(UTC)
-
-
-def policy_of(desk: Desk, table: SourceTable) -> Policy:
-    """The retention of a source as it is configured."""
-    rules = table.retention
-    zone = desk.configuration.timezone
-    return Policy(
-        keep=table.promise.keep,
-        last=rules.last,
-        hourly=rules.hourly,
-        daily=rules.daily,
-        weekly=rules.weekly,
-        monthly=rules.monthly,
-        yearly=rules.yearly,
-        pitr=rules.pitr,
-        minimum=rules.minimum,
-        zone=UTC if zone is None else ZoneInfo(zone),
-    )
 
 
 def _prune_wal(repository: Repository, *, dry_run: bool) -> dict[str, Any]:
