@@ -278,7 +278,9 @@ def _repository(desk: Desk, opened: Opened) -> Iterator[Finding]:
             yield rules.ok("repository keys", f"opens as a {role}")
     finally:
         opened.give(repository)
-    yield from look_at_keys(keys.list_keys(desk.storage), now=desk.now)
+    age = desk.configuration.repository.key_age
+    limit = None if age is None else timedelta(seconds=age.approximate_seconds)
+    yield from look_at_keys(keys.list_keys(desk.storage), limit=limit, now=desk.now)
 
 
 def _storage(desk: Desk, opened: Opened) -> Iterator[Finding]:
@@ -342,7 +344,7 @@ def _schedule(desk: Desk, repository: Repository, journal: Any, now: datetime) -
     limit = timedelta(seconds=configuration.schedule.lease.approximate_seconds)
     leases = Leases(repository.catalogue, repository.seams, host=socket.gethostname(), limit=limit)
     jobs = jobs_of(configuration)
-    verdicts: list[Verdict] = judge(repository, jobs, leases, history=journal, now=now)
+    verdicts: list[Verdict] = judge(repository, jobs, leases, journal=journal, now=now)
     last: dict[str, tuple[datetime | None, str]] = {}
     for job in jobs:
         told = leases.of(job.name)
