@@ -38,7 +38,7 @@ def test_all_is_well(filled: Desk) -> None:
     found = checks(filled, 0)
     assert {"configuration", "secret repository.passphrase", "repository", "repository room",
             "repository storage", "storage capabilities", "key holders", "key ages", "audit log",
-            "cache folder", "state folder", "open", "source vault"} <= set(found)  # fmt: skip
+            "cache folder", "state folder", "source vault"} <= set(found)  # fmt: skip
     assert found["storage capabilities"]["verdict"] == found["audit log"]["verdict"] == "ok"
     assert (
         found["key holders"]["verdict"] == "ok" and "a recovery kit" in found["key holders"]["what"]

@@ -19,7 +19,7 @@ from strongroom.operations.clocks import clock_difference
 from strongroom.repository.keyring import SlotInfo
 from strongroom.repository.repository import Repository, Seams
 from strongroom.rules import preconditions as rules
-from strongroom.rules.preconditions import Finding, Holder, JobState
+from strongroom.rules.preconditions import Finding, Holder, JobState, Unscheduled
 from strongroom.rules.sizes import show_size
 from strongroom.storage.base import Capabilities, Storage
 
@@ -218,16 +218,23 @@ def _taken(run: Run) -> list[str]:
 def look_at_schedule(
     verdicts: Sequence[Verdict],
     last: Mapping[str, tuple[datetime | None, str]],
-    sources: Iterable[str],
+    without: Mapping[str, timedelta | None],
+    journal: Journal,
     *,
     now: datetime,
 ) -> Iterator[Finding]:
-    """Whether something runs the jobs; `last`: when each ran last, and on which host."""
+    """Whether something runs the jobs. `last`: when each ran last, and on which host; `without` are the
+    sources that have no schedule, with what is promised of them."""
     jobs = [
         JobState(one.job.name, one.state.value, one.due, *last.get(one.job.name, (None, "")))
         for one in verdicts
     ]
-    yield rules.schedule(jobs, sources, now=now)
+    unscheduled = []
+    for name, rpo in without.items():
+        runs = journal.runs(name, "backup", refresh=False)
+        good = [run.ended for run in runs if run.outcome in ("done", "incomplete")]
+        unscheduled.append(Unscheduled(name, max(good, default=None), rpo))
+    yield rules.schedule(jobs, unscheduled, now=now)
 
 
 # -- this machine ------------------------------------------------------------------------------
