@@ -166,7 +166,7 @@ def test_a_dump_is_drilled(shop: Shop) -> None:
     drill = shop.drill("dump", "--sql", "SELECT count(*) FROM orders")
     assert set(verdicts(drill).values()) == {"green"}
     assert drill["verdict"] == "green"
-    assert what(drill, "rows").startswith(f"{ROWS} rows in 1 tables")
+    assert what(drill, "rows").startswith(f"{ROWS} rows in 1 table,")
     assert what(drill, "sql") == f"orders → {ROWS}; SELECT count(*) FROM orders → {ROWS}"
     assert drill["facts"]["isolation"]["listens"] == ""
     assert drill["restore_ms"] > 0
@@ -378,3 +378,8 @@ def test_other_majors(tmp_path: Path, major: int) -> None:
             lacking = {name for name, verdict in verdicts(drill).items() if verdict == "amber"}
             assert lacking <= {"amcheck"}
             assert drill["facts"]["server"].startswith(f"{major}.")
+        shop.desk.config.write_text(
+            shop.text.replace("[source.dump.drill]", '[source.dump.drill]\namcheck = "full"')
+        )
+        demanded = shop.drill("dump", status=3 if lacking else 0)
+        assert demanded["verdict"] == ("incomplete" if lacking else "green")
