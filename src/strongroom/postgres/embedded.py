@@ -184,7 +184,8 @@ class EmbeddedServer:
 
     `directory` (made when missing, must be empty) holds everything; without it a temporary one is
     made, below `parent` if that is said, and removed on close. `tcp` also listens on 127.0.0.1.
-    `durable=False` turns fsync off. `settings` are added to postgresql.conf, `initdb` are more arguments of that program.
+    `durable=False` turns fsync off. `settings` are added to postgresql.conf, `initdb` are more
+    arguments of that program.
     """
 
     user = "postgres"
