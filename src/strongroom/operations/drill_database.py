@@ -321,7 +321,7 @@ class ClusterCourse(DatabaseCourse):
         said = (
             f"{outcome.files:,} files, {show_size(outcome.size)} of backup {self.snapshot.id[:12]}"
         )
-        said += f", {spaces} tablespaces beside it" if spaces else ""
+        said += f", {spaces} tablespace{'s' * (spaces != 1)} beside it" if spaces else ""
         return _with_problems(said, outcome)
 
     def _recover(self) -> str | Said:
