@@ -308,6 +308,19 @@ def test_a_drill_that_is_killed_leaves_nothing(shop: Shop, source: str, at: str)
     assert killed["verdict"] == "incomplete"
 
 
+def test_a_drill_that_is_stopped_takes_its_command_with_it(shop: Shop) -> None:
+    shop.configure('\n[[source.vault.drill.smoke]]\nargv = ["sleep", "101"]\n')
+    process = shop.desk.start("drill", "run", "vault")
+    until(lambda: any(one.cmdline() == ["sleep", "101"] for one in _below(process)))
+    family = _below(process)
+    process.terminate()
+    _, said = process.communicate()
+    assert process.returncode == 143
+    assert b"what it made is gone" in said
+    until(lambda: not any(one.is_running() and one.status() != "zombie" for one in family))
+    assert shop.left() == []
+
+
 def test_what_a_drill_left_whose_sweeper_was_killed_too_the_next_one_removes(shop: Shop) -> None:
     shop.configure('\n[[source.vault.drill.smoke]]\nargv = ["sleep", "100"]\n')
     process = shop.desk.start("drill", "run", "vault", "--json")

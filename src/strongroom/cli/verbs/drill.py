@@ -101,7 +101,11 @@ def run(
             wanted = _wanted(desk, name, at, queries, scratch)
             try:
                 body, fault = _one(desk, repository, name, wanted, dry_run=dry_run)
-            except Interrupted:
+            except Interrupted as stop:
+                stop.means = (
+                    "This drill proves nothing; what it made is gone, nothing was changed."
+                )
+                stop.do = "Run the same command again; it begins anew."
                 raise
             except StrongroomError as failure:
                 if len(names) == 1:
