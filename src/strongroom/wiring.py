@@ -906,6 +906,8 @@ def drill_course(
 
     run = _drill_runner(environ, tell)
     if find_snapshot(repository, source).kind != "postgres":
+        if wanted.queries:
+            raise UsageError(f"{source} is a vault: it answers no queries.", do="Leave out --sql.")
         files = table.drill if isinstance(table, FilesTable) else FilesDrill()
         return VaultCourse(repository, source, files, wanted, run=run, progress=progress)
     database = table if isinstance(table, PostgresTable) else None
