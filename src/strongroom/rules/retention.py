@@ -27,7 +27,7 @@ import bisect
 import itertools
 import statistics
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta, tzinfo
 
 from strongroom.rules.durations import Duration
@@ -172,6 +172,9 @@ def plan_retention(
     if policy.says_nothing:
         for case in cases:
             case.stay("no retention is configured: everything stays")
+    elif replace(policy, pitr=None).says_nothing and not any(each.base for each in ordered):
+        for case in cases:
+            case.stay("pitr is for physical backups, of which there is none: everything stays")
     _keep(cases, policy, judged)
     _count(cases, policy)
     _recover(cases, policy, judged)
