@@ -54,12 +54,11 @@ if TYPE_CHECKING:
     from strongroom.operations.runbook_database import DatabaseRunbook
     from strongroom.operations.runbook_vault import VaultRunbook
     from strongroom.postgres.clients import Clients
-    from strongroom.postgres.grants import Needs
     from strongroom.postgres.logical.source import LogicalSource
     from strongroom.postgres.physical.local import LocalSource
     from strongroom.postgres.physical.stream import StreamSource
     from strongroom.postgres.recovery.settings import Recovery
-    from strongroom.postgres.rights import Premises
+    from strongroom.postgres.rights import Asked
     from strongroom.postgres.server import Conninfo
     from strongroom.postgres.wal.archiver import Archiver
     from strongroom.postgres.wal.daemon import Daemon
@@ -204,6 +203,24 @@ def channels(
             channel = other.AppriseChannel(name, url=_secret(table.url, environ))
         found.append(Announced(channel, table.level, table.escalation))
     return found, pings
+
+
+def working_channels(
+    configuration: Configuration, environ: Mapping[str, str]
+) -> tuple[list[Announced], list[Ping], list[StrongroomError]]:
+    """As `channels`, without those that cannot be made here, and why: no other is silent for them."""
+    found: list[Announced] = []
+    pings: list[Ping] = []
+    faults: list[StrongroomError] = []
+    for name in configuration.notify:
+        try:
+            announced, pinged = channels(configuration, environ, names=[name])
+        except StrongroomError as fault:
+            faults.append(fault)
+        else:
+            found += announced
+            pings += pinged
+    return found, pings, faults
 
 
 def _secret(secret: Secret, environ: Mapping[str, str]) -> str:
@@ -608,13 +625,13 @@ def rights_wanted(
     *,
     role: str | None = None,
     receives: bool = False,
-) -> tuple[Conninfo, Needs, Premises | None, StrongroomError | None]:
+) -> Asked:
     """What the role of a source needs, by what its server says; or why that could not be asked.
 
     `receives`: its log is received too; else that is taken from a slot that is configured, or there.
     """
     from strongroom.postgres.grants import Needs, Purpose  # noqa: PLC0415
-    from strongroom.postgres.rights import ask  # noqa: PLC0415
+    from strongroom.postgres.rights import Asked, ask  # noqa: PLC0415
     from strongroom.postgres.server import is_near  # noqa: PLC0415
 
     conninfo, slot = wal_place(name, table, environ)
@@ -627,14 +644,16 @@ def rights_wanted(
         away = fault
     purpose: Purpose = "logical"
     if not logical:
-        told = table.data_directory or (premises and premises.data_directory)
-        here = os.path.isdir(told) if told else is_near(conninfo)
+        told = table.data_directory or (premises.data_directory if premises else None)
+        near = is_near(conninfo) if premises is None else premises.near
+        here = near and (told is None or os.path.isdir(told))
         purpose = table.via or ("local" if here else "stream")
     received = receives or table.slot is not None or (premises and slot in premises.slots)
-    user = conninfo.parameters.get("user") or environ.get("PGUSER") or ""
-    chosen = role or (_ROLE if premises and premises.superuser else user) or _ROLE
-    wanted = Needs(
-        chosen,
+    user = conninfo.parameters.get("user") or environ.get("PGUSER")
+    if premises is not None:
+        user = None if premises.superuser else premises.user
+    needs = Needs(
+        role or user or _ROLE,
         (purpose, "receive") if received else (purpose,),
         conninfo.database,
         (premises.databases if premises else table.databases) if logical else (),
@@ -642,7 +661,7 @@ def rights_wanted(
         row_security=premises.row_security if premises and logical else (),
         archives=None if premises is None else premises.archives,
     )
-    return conninfo, wanted, premises, away
+    return Asked(needs, premises, away)
 
 
 _ROLE = "strongroom"
@@ -887,6 +906,8 @@ def drill_course(
 
     run = _drill_runner(environ, tell)
     if find_snapshot(repository, source).kind != "postgres":
+        if wanted.queries:
+            raise UsageError(f"{source} is a vault: it answers no queries.", do="Leave out --sql.")
         files = table.drill if isinstance(table, FilesTable) else FilesDrill()
         return VaultCourse(repository, source, files, wanted, run=run, progress=progress)
     database = table if isinstance(table, PostgresTable) else None

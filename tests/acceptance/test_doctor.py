@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +38,7 @@ def test_all_is_well(filled: Desk) -> None:
     found = checks(filled, 0)
     assert {"configuration", "secret repository.passphrase", "repository", "repository room",
             "repository storage", "storage capabilities", "key holders", "key ages", "audit log",
-            "cache folder", "state folder", "open", "source vault"} <= set(found)  # fmt: skip
+            "cache folder", "state folder", "source vault"} <= set(found)  # fmt: skip
     assert found["storage capabilities"]["verdict"] == found["audit log"]["verdict"] == "ok"
     assert (
         found["key holders"]["verdict"] == "ok" and "a recovery kit" in found["key holders"]["what"]
@@ -187,3 +188,87 @@ def test_what_hangs_is_unknown_and_hinders_nothing(filled: Desk) -> None:
     only = checks(filled, 0, words=["vault"])
     assert "source vault" in only and "source db" not in only
     filled.run("doctor", "nobody", status=5)
+
+
+class RoleOf:
+    """A server with a role that may do nothing yet."""
+
+    def __init__(self, server: EmbeddedServer) -> None:
+        self.server, self.password = server, password_of(server)
+        self.run(f"CREATE ROLE backup LOGIN PASSWORD '{self.password}'")
+
+    def run(self, script: str) -> None:
+        """Run SQL; psql's own words and comments left out."""
+        lines = [one for one in script.splitlines() if not one.startswith(("--", "\\", "wanted"))]
+        with self.server.connect() as connection:
+            connection.execute("\n".join(lines).encode())
+
+    def table(self, name: str, method: str) -> str:
+        dsn = f"host={self.server.socket_directory} port={self.server.port} user=backup"
+        return (
+            f'[source.{name}]\ntype = "postgres"\nmethod = "{method}"\n'
+            f'dsn = "{dsn} dbname=postgres sslmode=disable"\npassword = "env:DATABASE_PASSWORD"\n'
+        )
+
+
+@pytest.fixture
+def database_role() -> Iterator[RoleOf]:
+    try:
+        server = EmbeddedServer()  # a durable one: else that is a finding
+    except StrongroomError as missing:
+        pytest.skip(f"no PostgreSQL server can be had: {missing.what}")
+    with server:
+        yield RoleOf(server)
+
+
+def test_source_grants(filled: Desk) -> None:
+    """Printed before the server is there; checked when it is; by psql's own words."""
+    with filled.config.open("a") as file:
+        for name, more in (
+            ("far", 'dsn = "postgresql://backup@db.example:5432/shop"\nmethod = "physical"\n'),
+            ("near", 'dsn = "host=/nowhere user=backup dbname=shop"\nmethod = "physical"\n'),
+            ("dump", 'dsn = "postgresql://backup@127.0.0.1:1/shop"\ndatabases = ["a", "b"]\n'),
+        ):
+            file.write(f'[source.{name}]\ntype = "postgres"\n{more}')
+
+    def grants(*words: str, status: int = 0) -> dict[str, Any]:
+        return filled.run("source", "grants", *words, "--json", status=status).document
+
+    far = grants("far")
+    assert (
+        far["purposes"] == ["stream"]
+        and far["check"] is None
+        and "db.example" in far["server_error"]
+    )
+    assert far["pg_hba"][-1] == 'hostssl  replication  "backup"  ADDRESS/32  scram-sha-256'
+    assert grants("far", "--receive", "--role", "other")["purposes"] == ["stream", "receive"]
+    near = grants("near")
+    assert near["purposes"] == ["local"] and "pg_backup_start" in near["script"]
+    assert "pg_start_backup" in near["script"], "the server chooses: its version is not known"
+    assert near["pg_hba"] == ['local  "shop"  "backup"  scram-sha-256']
+    dump = grants("dump", "--sql")
+    assert {one["database"] for one in dump["statements"]} == {"shop", "a", "b"}
+    assert 'host  "a"  "backup"  127.0.0.1/32  scram-sha-256' in dump["pg_hba"]
+    assert filled.run("source", "grants", "far", "--check", status=7).code == "database-unreachable"
+    filled.run("source", "grants", "vault", status=2)
+    filled.run("source", "grants", "far", "--check", "--sql", status=2)
+    shown = filled.run("source", "grants", "dump")
+    assert "GRANT pg_read_all_data" in shown.text and "was not asked" in shown.stderr
+
+
+def test_source_grants_checks_the_role_of_the_dsn(filled: Desk, database_role: RoleOf) -> None:
+    filled.config.write_text(filled.config.read_text() + database_role.table("dump", "logical"))
+    env = {"DATABASE_PASSWORD": database_role.password}
+    words = ("source", "grants", "dump")
+    done = filled.run(*words, env=env, status=4)
+    assert "missing  the rights of pg_read_all_data" in done.text and "excess" not in done.text
+    database_role.run(filled.run(*words, "--sql", env=env).text)
+    assert "needs, and no more" in filled.run(*words, "--check", env=env).text
+    done = filled.run("backup", "dump", env=env)
+    assert "skipped" not in done.stderr
+    database_role.run("ALTER ROLE backup CREATEDB")
+    body = filled.run(*words, "--json", env=env, status=10).document
+    assert [one["sql"] for one in body["check"]["excess"]] == ['ALTER ROLE "backup" NOCREATEDB;']
+    assert body["check"]["missing"] == [] and body["exit"] == 10
+    found = checks(filled, 0, words=["dump"], env=env)
+    assert "CREATEDB" in found["source dump rights"]["what"]

@@ -90,6 +90,17 @@ class Shop:
                 [ROWS],
             )
             connection.execute("VACUUM orders")
+        # What would keep a restored server from starting, or lead it back to the original's places.
+        self.space = self.scratch.with_name(f"{self.scratch.name}-space")
+        self.space.mkdir(mode=0o700)
+        os.chown(self.space, server._account.uid, server._account.gid)
+        with server.connect() as connection:
+            connection.execute(f"CREATE TABLESPACE elsewhere LOCATION '{self.space}'")
+            connection.execute("ALTER SYSTEM SET shared_preload_libraries = 'no_such_library'")
+            connection.execute("ALTER SYSTEM SET listen_addresses = '*'")
+            connection.execute("ALTER SYSTEM SET archive_mode = 'always'")
+        with server.connect("shop") as connection:
+            connection.execute("CREATE TABLE far (n int) TABLESPACE elsewhere")
         desk.run("init", "--kit", "kit.txt")
         desk.run("backup", "--all")
 
@@ -149,6 +160,7 @@ def shop_of(root: Path, major: int) -> Iterator[Shop]:
         shop = Shop(root, server)
         yield shop
         shutil.rmtree(shop.scratch)
+        shutil.rmtree(shop.space)
 
 
 @pytest.fixture(scope="module")
@@ -166,7 +178,7 @@ def test_a_dump_is_drilled(shop: Shop) -> None:
     drill = shop.drill("dump", "--sql", "SELECT count(*) FROM orders")
     assert set(verdicts(drill).values()) == {"green"}
     assert drill["verdict"] == "green"
-    assert what(drill, "rows").startswith(f"{ROWS} rows in 1 tables")
+    assert what(drill, "rows").startswith(f"{ROWS} rows in 2 tables,")
     assert what(drill, "sql") == f"orders → {ROWS}; SELECT count(*) FROM orders → {ROWS}"
     assert drill["facts"]["isolation"]["listens"] == ""
     assert drill["restore_ms"] > 0
@@ -186,6 +198,9 @@ def test_a_cluster_is_drilled_and_its_report_can_be_proved(shop: Shop, tmp_path:
     drill = shop.drill("cluster", env={"PGHOST": "/nowhere", "PGDATABASE": "nothing"})
     assert drill["verdict"] == "green"
     assert "1 of them counted by an index too" in what(drill, "rows")
+    assert "1 tablespace beside it" in what(drill, "restore")
+    isolation = drill["facts"]["isolation"]
+    assert (isolation["listens"], isolation["archiving"]) == ("", "off")
     assert "drawn" in drill["chosen"]
 
     desk.run("drill", "report", drill["run"][:10], "-o", f"{tmp_path}/")
@@ -293,6 +308,19 @@ def test_a_drill_that_is_killed_leaves_nothing(shop: Shop, source: str, at: str)
     assert killed["verdict"] == "incomplete"
 
 
+def test_a_drill_that_is_stopped_takes_its_command_with_it(shop: Shop) -> None:
+    shop.configure('\n[[source.vault.drill.smoke]]\nargv = ["sleep", "101"]\n')
+    process = shop.desk.start("drill", "run", "vault")
+    until(lambda: any(one.cmdline() == ["sleep", "101"] for one in _below(process)))
+    family = _below(process)
+    process.terminate()
+    _, said = process.communicate()
+    assert process.returncode == 143
+    assert b"what it made is gone" in said
+    until(lambda: not any(one.is_running() and one.status() != "zombie" for one in family))
+    assert shop.left() == []
+
+
 def test_what_a_drill_left_whose_sweeper_was_killed_too_the_next_one_removes(shop: Shop) -> None:
     shop.configure('\n[[source.vault.drill.smoke]]\nargv = ["sleep", "100"]\n')
     process = shop.desk.start("drill", "run", "vault", "--json")
@@ -352,6 +380,7 @@ def test_rows_that_are_gone_and_an_index_that_lies_are_red(shop: Shop) -> None:
         )
         connection.execute("VACUUM FULL orders")
         connection.execute("VACUUM orders")
+        connection.execute("ALTER SYSTEM RESET ALL")
         row = connection.execute("SELECT pg_relation_filepath('orders')").fetchone()
     assert row is not None
     shop.server.stop()
@@ -378,3 +407,8 @@ def test_other_majors(tmp_path: Path, major: int) -> None:
             lacking = {name for name, verdict in verdicts(drill).items() if verdict == "amber"}
             assert lacking <= {"amcheck"}
             assert drill["facts"]["server"].startswith(f"{major}.")
+        shop.desk.config.write_text(
+            shop.text.replace("[source.dump.drill]", '[source.dump.drill]\namcheck = "full"')
+        )
+        demanded = shop.drill("dump", status=3 if lacking else 0)
+        assert demanded["verdict"] == ("incomplete" if lacking else "green")

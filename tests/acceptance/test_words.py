@@ -163,6 +163,8 @@ def test_json_document_of_a_failure(ready: Desk, words: list[str], status: int) 
         (["restore", "vault", "--to", "x", "--dry-run"], 0),
         (["drill", "run", "vault", "--dry-run"], 0),
         (["drill", "run", "nosuch"], 5),
+        (["drill", "run", "vault", "--sql", "SELECT 1"], 2),
+        (["drill", "run", "vault", "--at", "sometime"], 2),
         (["drill", "run"], 2),
         (["backup", "nosuch"], 5),
         (["restore", "vault", "--to", "vault"], 4),

@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 from collections.abc import Iterator
+from contextlib import closing
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -15,7 +16,9 @@ import pytest
 
 from postgres.conftest import Databases, quote
 from postgres.keeping import DoubleKeeper, EngineKeeper
+from postgres.old_servers import server_of
 from strongroom.errors import KeyRefused, StrongroomError
+from strongroom.format.wal import parse_lsn
 from strongroom.postgres.embedded import EmbeddedServer, service_account
 from strongroom.postgres.grants import Needs, Purpose, hba_lines, script, statements
 from strongroom.postgres.logical.source import LogicalSource
@@ -24,6 +27,10 @@ from strongroom.postgres.physical.stream import StreamSource
 from strongroom.postgres.replication import Replication
 from strongroom.postgres.rights import Rights, ask, look
 from strongroom.postgres.server import Conninfo, connect
+from strongroom.postgres.wal.receive import Receiver, Wanted
+from strongroom.postgres.wal.spool import Spool
+from strongroom.progress import Silent
+from strongroom.repository.wal import WalStore
 
 ROLE = "back\"up; 'of' -- \\x $do$"
 NOW = datetime(2026, 11, 26, tzinfo=UTC)
@@ -202,18 +209,35 @@ def test_the_cluster_by_its_files_and_no_more(granted: Granted) -> None:
     refused(granted, "SELECT count(*) FROM customer", "SELECT lo_get(777)")
 
 
-def test_the_cluster_by_stream_and_no_more(granted: Granted) -> None:
+def test_the_cluster_by_stream_and_no_more(granted: Granted, tmp_path: Path) -> None:
     granted.grant(granted.wanted("stream", "receive"))
     assert granted.look("stream", "receive").found == []
     conninfo = granted.conninfo(tcp=True)
     source = StreamSource("db", conninfo.text(), jobs=1)
     assert source.probe()["via"] == "stream"
-    kept = EngineKeeper().keep(source)
-    assert kept.problems == []
-    with Replication(conninfo) as replication:  # what `wal receive` asks for at its beginning
-        replication.ask("CREATE_REPLICATION_SLOT strongroom_test PHYSICAL RESERVE_WAL")
-        replication.ask("DROP_REPLICATION_SLOT strongroom_test")
+    keeper = EngineKeeper()
+    assert keeper.keep(source).problems == []
+    _receive(granted, conninfo, keeper, tmp_path)
     refused(granted, "SELECT count(*) FROM customer", "SELECT lo_get(777)")
+
+
+def _receive(granted: Granted, conninfo: Conninfo, keeper: EngineKeeper, folder: Path) -> None:
+    """`wal receive --create-slot --stop-at` as the role."""
+    granted.run("INSERT INTO customer VALUES (2)", "SELECT pg_switch_wal()")
+    with granted.server.connect() as connection:
+        row = connection.execute("SELECT pg_current_wal_lsn()::text").fetchone()
+    assert row is not None
+    stop = parse_lsn(row[0])
+    wanted = Wanted("strongroom_test", create_slot=True, stop_at=stop, threads=1)
+    store = WalStore(keeper.repository)
+    with closing(Spool(str(folder / "spool"))) as spool:
+        received = Receiver(
+            "db", conninfo, store, spool, wanted,
+            tell=lambda kind, text, **facts: None, progress=Silent(), stop=lambda: False,
+        ).run()  # fmt: skip
+    assert received.position >= stop and received.fault is None and not received.gaps
+    with Replication(conninfo) as replication:
+        replication.drop("strongroom_test")
 
 
 # What is granted beyond; a word of how it is told; and whether it stays when the role is for streaming.
@@ -344,3 +368,29 @@ def test_a_script_is_for_psql_whatever_names_are(server18: EmbeddedServer) -> No
     finally:
         with server18.connect() as connection:
             connection.execute(f"DROP DATABASE {quote(name)}")
+
+
+@pytest.mark.sweep
+@pytest.mark.parametrize("major", [13, 14])
+def test_names_of_older_majors(major: int) -> None:
+    """13 has no pg_read_all_data, both call a backup's functions otherwise."""
+    with EmbeddedServer(server_of(major), durable=False, tcp=True) as old:
+        granted = Granted(old, "postgres")
+        granted.run("CREATE TABLE customer (a int)", "SELECT lo_from_bytea(777, 'large')")
+        for known in (True, False):
+            granted.grant(granted.wanted("logical", known=known))
+        rights = granted.look("logical")
+        assert rights.missing == [] and rights.passwords is (major >= 14)
+        # What everybody may: it was so by default until 15, and is told.
+        assert [one.what for one in rights.excess] == ["CREATE on schema public (as everybody may)"]
+        source = LogicalSource("db", granted.conninfo().text(), jobs=1, role_passwords=major >= 14)
+        assert DoubleKeeper().keep(source).problems == []
+        granted.drop()
+        for known in (True, False):
+            granted.grant(granted.wanted("local", known=known))
+        assert granted.look("local").missing == []
+        taken = EngineKeeper().keep(LocalSource("db", granted.conninfo().text(), jobs=1))
+        assert taken.problems == []
+        granted.grant(granted.wanted("stream"))
+        conninfo = granted.conninfo(tcp=True)
+        assert EngineKeeper().keep(StreamSource("db", conninfo.text(), jobs=1)).problems == []

@@ -12,6 +12,7 @@ Rule: the oracle for what must be there knows dates and nothing of `rules/retent
 
 from __future__ import annotations
 
+import random
 import re
 from bisect import bisect_left
 from collections import Counter
@@ -28,10 +29,10 @@ from strongroom.config.loading import load
 from strongroom.errors import Damaged, Refused, StrongroomError
 from strongroom.format import pack as packs
 from strongroom.format import segment
-from strongroom.format.run import Run
+from strongroom.keys.keyfile import KeyFileHolder
 from strongroom.observe.channels.base import NotTold
 from strongroom.observe.journal import Journal
-from strongroom.operations import clocks, retaining
+from strongroom.operations import clocks, retaining, watching
 from strongroom.operations.back_up import back_up
 from strongroom.operations.browse import list_snapshots
 from strongroom.operations.check import check
@@ -40,19 +41,17 @@ from strongroom.operations.scheduling import jobs_of, judge, run_job
 from strongroom.progress import Silent
 from strongroom.repository import identity as identities
 from strongroom.repository.catalogue import Snapshot
-from strongroom.repository.keyring import Keyring
+from strongroom.repository.keyring import Keyring, add_slot, list_slots
 from strongroom.repository.leases import Leases
 from strongroom.repository.pruning import Pruner, Rules
 from strongroom.repository.repository import Repository
 from strongroom.repository.seams import Seams
 from strongroom.rules import anomalies
-from strongroom.rules.cron import Cron
 from strongroom.rules.drill import OUTCOME, Step, detail_of
 from strongroom.rules.drill import judge as verdict_of
-from strongroom.rules.durations import parse_duration
 from strongroom.rules.messages import Message, compose
 from strongroom.rules.proof import HURT, WHOLE
-from strongroom.rules.schedule import Job, Verdict
+from strongroom.rules.schedule import Verdict
 from strongroom.storage.base import Buffer, Entry
 from strongroom.storage.memory import MemoryStorage
 
@@ -62,23 +61,29 @@ CONFIG = """\
 {zone}
 [repository]
 url = "memory-of-the-test"
+key_age = "300d"
 
 [schedule]
 check = "30 4 15 * *"
 expire = "0 5 * * *"
+drill = "0 6 2 * *"
+
+[schedule.job.quarter]
+cron = "0 8 3 1,4,7,10 *"
+argv = ["drill", "run", "{vault}", "--at", "oldest"]
 
 [source.stakazo-db]
 type = "files"
 path = "{folder}/db"
 schedule = "{database}"
-promise = {{ rpo = "26h", rto = "4h", keep = "30d" }}
+promise = {{ rpo = "26h", rto = "4h", keep = "30d", drill = "70d" }}
 retention = {{ minimum = 3 }}
 
 [source.memory-vault]
 type = "files"
 path = "{folder}/vault"
 schedule = "0 3 1 * *"
-promise = {{ rpo = "32d", rto = "24h", keep = "12 months" }}
+promise = {{ rpo = "32d", rto = "24h", keep = "12 months", drill = "130d" }}
 """
 
 
@@ -128,6 +133,9 @@ class Shelf(MemoryStorage):
 
     def free_space(self) -> int | None:
         return self.free
+
+    def total_space(self) -> int | None:
+        return self.total
 
 
 @dataclass(frozen=True)
@@ -200,22 +208,24 @@ class Year:
         for name in ("db", "vault", "state", "cache"):
             (self.folder / name).mkdir()
         path = self.folder / "strongroom.toml"
-        path.write_text(CONFIG.format(folder=self.folder, zone=self.zone, database=self.database))
+        path.write_text(
+            CONFIG.format(folder=self.folder, zone=self.zone, database=self.database, vault=VAULT)
+        )
         self.configuration = load(config=str(path), environ={}).configuration
-        self.jobs = [*jobs_of(self.configuration), *self._drill_jobs()]
+        self.jobs = jobs_of(self.configuration)
+        self.add_key("first")
         self.fill(VAULT, 30_000)
         self.fill(DB, 40_000)
         self.begin()
 
-    def _drill_jobs(self) -> list[Job]:
-        zone = self.jobs_zone()
-        return [
-            Job(f"drill.{name}", (("drill", "run", name),), Cron.parse(cron), zone)
-            for name, cron in ((DB, "0 6 2 * *"), (VAULT, "0 7 2 1,4,7,10 *"))
-        ]
+    def add_key(self, label: str) -> None:
+        """A holder of the repository's keys, made now."""
+        holder = KeyFileHolder(drawn(label)(32), random=drawn(label))
+        add_slot(self.storage, reader_keys(), holder, label, self.clocks.true)
 
-    def jobs_zone(self) -> Any:
-        return jobs_of(self.configuration)[0].zone
+    def take_key(self, label: str) -> None:
+        (slot,) = [one for one in list_slots(self.storage) if one.label == label]
+        self.storage.delete([slot.name])
 
     def begin(self) -> None:
         """Open everything as a new process does."""
@@ -315,32 +325,11 @@ class Year:
                     del self.open[action.key]
 
     def state(self) -> anomalies.State:
-        def past(runs: Sequence[Run]) -> list[anomalies.Past]:
-            return [
-                anomalies.Past(r.started, r.ended, r.outcome, r.size, r.what)  # type: ignore[arg-type]
-                for r in runs[-20:]
-            ]
-
-        self.journal.refresh()
-        expired = self.journal.runs(type="expire", refresh=False)[-1:]
-        frozen = expired[0].detail["frozen"] if expired else {}
-        sources = [
-            anomalies.SourceState(
-                name,
-                past(self.journal.runs(name, "backup", refresh=False)),
-                past(self.journal.runs(name, "drill", refresh=False)),
-                table.promise.rpo,
-                parse_duration("70d" if name == DB else "130d"),
-                self.start,
-                frozen=tuple(frozen.get(name, ())),
-            )
-            for name, table in self.configuration.source.items()
-        ]
-        return anomalies.State(
-            sources,
-            past(self.journal.runs(type="check", refresh=False)),
-            self.storage.free,
-            self.storage.total,
+        return watching.state_of(
+            self.repository,
+            self.journal,
+            self.configuration,
+            now=self.clocks.now(),
             apart=clocks.clock_difference(self.storage, self.repository.seams),
         )
 
@@ -448,16 +437,19 @@ class Year:
         for _ in range(2):
             Pruner(self.repository, rules=rules, progress=Silent()).run()
 
-    def drill(self, verdict: Verdict, _: str, name: str) -> int:
+    def drill(self, verdict: Verdict, _: str, name: str, *at: str) -> int:
         """A restore through the one read path, compared with what was there; its leaf as a drill's."""
         if self.weather.drills_away:
             return 4
         with self.recorder.recorded("drill", source=name, trigger=verdict.trigger) as run:  # type: ignore[arg-type]
-            snapshot = list_snapshots(self.repository, name).snapshots[-1]
+            there = list_snapshots(self.repository, name).snapshots
+            snapshot = (
+                there[0] if at[-1] == "oldest" else random.Random(len(self.ran)).choice(there)
+            )
             run.of(snapshot)
             found = restore(self.repository, snapshot)
             whole = {b"a", b"b", b"today"} == {path for path in found if found[path]}
-            held = whole and not self.weather.drill_fails
+            held = whole and not (self.weather.drill_fails and name == DB)
             self.clocks.true += 5 * MINUTE
             steps = [Step("restore", "green", 300_000), Step("compare", "green" if held else "red")]
             run.detail |= detail_of(

@@ -14,9 +14,11 @@ from typing import Any, cast
 import pytest
 
 from strongroom.errors import Damaged, Interrupted, Refused, StorageUnreachable, StrongroomError
+from strongroom.operations.drill_database import installation_for
 from strongroom.operations.drill_room import PREFIX, drill_room, require_room, sweep_left
 from strongroom.operations.drill_vault import open_file
 from strongroom.operations.drilling import Course, Said, Stage, carry_out, fresh, promised
+from strongroom.postgres.embedded import find_server
 from strongroom.progress import Silent
 from strongroom.rules.drill import Step
 from strongroom.rules.durations import Duration
@@ -173,8 +175,20 @@ def test_without_room_nothing_is_begun(tmp_path: Path) -> None:
     assert require_room(str(tmp_path), 1) > 1
     with pytest.raises(Refused, match="the drill restores up to"):
         require_room(str(tmp_path), 1 << 60)
+    with pytest.raises(Refused, match="cannot be made in /nowhere"):
+        require_room("/nowhere/at/all", 1)
     with pytest.raises(Refused, match="cannot make its directory"), drill_room("/nowhere/at/all"):
         pass
+
+
+def test_a_dump_goes_into_a_newer_major_if_need_be_and_never_into_an_older_one() -> None:
+    try:
+        newest = find_server()
+    except StrongroomError as missing:
+        pytest.skip(f"no server can be had: {missing.what}")
+    assert installation_for(newest.version[0]) == (True, find_server(newest.version[0]))
+    assert installation_for(9) == (False, newest)
+    assert installation_for(99) == (False, None)
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ from strongroom.rules.preconditions import (
     JobState,
     Server,
     SlotFacts,
+    Unscheduled,
 )
 
 NOW = datetime(2026, 11, 26, 9, tzinfo=UTC)
@@ -121,15 +122,20 @@ def test_the_kit_and_ages_of_keys() -> None:
 def test_schedule_and_channels() -> None:
     due = NOW - timedelta(minutes=30)
     job = JobState("backup.db", "due", due, NOW - timedelta(days=1), "host-a")
-    assert rules.schedule([], ["db"], now=NOW).verdict == "warning"
+    never, lately = Unscheduled("db"), Unscheduled("vault", NOW - timedelta(hours=30))
+    assert rules.schedule([], [never], now=NOW).verdict == "warning"
+    assert rules.schedule([], [lately], now=NOW).verdict == "ok", "a crontab of one's own"
+    monthly = replace(lately, last=NOW - timedelta(days=30), rpo=timedelta(days=31))
+    assert rules.schedule([], [lately, monthly], now=NOW).verdict == "ok"
+    assert rules.schedule([], [replace(monthly, rpo=None)], now=NOW).verdict == "warning"
     assert rules.schedule([job], [], now=NOW).verdict == "ok"
     late = rules.schedule([replace(job, due=NOW - timedelta(hours=2))], [], now=NOW)
     assert late.verdict == "failed" and "backup.db" in late.what and "host-a" in late.what
     assert rules.schedule([replace(job, state="missed")], [], now=NOW).verdict == "failed"
     running = replace(job, state="running", due=NOW - timedelta(hours=2))
     assert rules.schedule([running], [], now=NOW).verdict == "ok"
-    one_without = rules.schedule([job], ["vault"], now=NOW)
-    assert one_without.verdict == "warning" and "vault" in one_without.what
+    one_without = rules.schedule([job], [never, lately], now=NOW)
+    assert one_without.verdict == "warning" and one_without.what.endswith("of it: db")
     assert "no job ever ran" in rules.schedule([replace(job, last=None, host="")], [], now=NOW).what
     assert rules.channels([], [], {}, now=NOW).verdict == "warning"
     assert rules.channels(["mail"], [], {}, now=NOW).verdict == "warning"

@@ -10,9 +10,8 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import TYPE_CHECKING
 
 from strongroom.errors import StorageDenied, StrongroomError
@@ -20,7 +19,7 @@ from strongroom.operations.clocks import clock_difference
 from strongroom.repository.keyring import SlotInfo
 from strongroom.repository.repository import Repository, Seams
 from strongroom.rules import preconditions as rules
-from strongroom.rules.preconditions import Finding, Holder, JobState
+from strongroom.rules.preconditions import Finding, Holder, JobState, Unscheduled
 from strongroom.rules.sizes import show_size
 from strongroom.storage.base import Capabilities, Storage
 
@@ -115,11 +114,8 @@ class Opened:
 
 def look_at_room(storage: Storage) -> Iterator[Finding]:
     """Free space where the repository rests."""
-    total = None
-    with suppress(OSError):
-        facts = os.statvfs(storage.url)  # a folder's address is its path
-        total = facts.f_blocks * facts.f_frsize
-    yield rules.room("repository room", storage.free_space(), total, place="the store: ")
+    free, total = storage.free_space(), storage.total_space()
+    yield rules.room("repository room", free, total, place="the store: ")
 
 
 def look_at_storage(storage: Storage, opened: Opened, seams: Seams) -> Iterator[Finding]:
@@ -171,11 +167,13 @@ def holders_of(slots: Iterable[SlotInfo]) -> list[Holder]:
     ]
 
 
-def look_at_keys(slots: Sequence[SlotInfo], *, now: datetime) -> Iterator[Finding]:
-    """Who opens the repository, and how old the keys are."""
+def look_at_keys(
+    slots: Sequence[SlotInfo], *, limit: timedelta | None, now: datetime
+) -> Iterator[Finding]:
+    """Who opens the repository, and how old the keys are; `limit` is how old they may become."""
     holders = holders_of(slots)
     yield rules.holders(holders)
-    yield rules.key_ages(holders, now=now)
+    yield rules.key_ages(holders, now=now, limit=limit or rules.KEY_AGE)
 
 
 # -- what happened -----------------------------------------------------------------------------
@@ -220,16 +218,23 @@ def _taken(run: Run) -> list[str]:
 def look_at_schedule(
     verdicts: Sequence[Verdict],
     last: Mapping[str, tuple[datetime | None, str]],
-    sources: Iterable[str],
+    without: Mapping[str, timedelta | None],
+    journal: Journal,
     *,
     now: datetime,
 ) -> Iterator[Finding]:
-    """Whether something runs the jobs; `last`: when each ran last, and on which host."""
+    """Whether something runs the jobs. `last`: when each ran last, and on which host; `without` are the
+    sources that have no schedule, with what is promised of them."""
     jobs = [
         JobState(one.job.name, one.state.value, one.due, *last.get(one.job.name, (None, "")))
         for one in verdicts
     ]
-    yield rules.schedule(jobs, sources, now=now)
+    unscheduled = []
+    for name, rpo in without.items():
+        runs = journal.runs(name, "backup", refresh=False)
+        good = [run.ended for run in runs if run.outcome in ("done", "incomplete")]
+        unscheduled.append(Unscheduled(name, max(good, default=None), rpo))
+    yield rules.schedule(jobs, unscheduled, now=now)
 
 
 # -- this machine ------------------------------------------------------------------------------

@@ -6,7 +6,7 @@ Rule: the connection comes first, and without it what needs none is looked at al
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -18,8 +18,8 @@ from strongroom.postgres.embedded import find_server
 from strongroom.postgres.grants import Needs
 from strongroom.postgres.inspecting import Inspected, LocalFiles, inspect, look_at_files
 from strongroom.postgres.physical.local import check_directory
-from strongroom.postgres.rights import Premises, look
-from strongroom.postgres.server import Conninfo, is_near
+from strongroom.postgres.rights import Asked, look
+from strongroom.postgres.server import Conninfo
 from strongroom.postgres.wal.trying import try_command
 from strongroom.repository.wal import WalStore
 from strongroom.rules import archiving
@@ -43,7 +43,7 @@ class Database:
     conninfo: Conninfo
     slot: str
     physical: Sequence[str]
-    needs: Callable[[], tuple[Conninfo, Needs, Premises | None, StrongroomError | None]]
+    needs: Callable[[], Asked]
     probe: Callable[[], Mapping[str, Any]]
     now: Callable[[], datetime]
     opened: Opened
@@ -75,9 +75,9 @@ def look_at_database(database: Database) -> Iterator[Finding]:
     yield rules.transfer(item, seen.connection)
     if seen.apart is not None:
         yield rules.clock(f"{item} clock", seen.apart, "the server", doubt=seen.doubt)
-    if not seen.refused:
-        yield from _rights(database)
-    method = _method(database, seen)
+    asked = database.needs()
+    method = _method(asked.needs)
+    yield from _rights(database, asked)
     yield from _readable(database, seen)
     if physical:
         yield from _programs(item, seen.server.major)
@@ -105,14 +105,10 @@ def _connection(item: str, seen: Inspected) -> Iterator[Finding]:
         yield rules.ok(f"{item} connection", text)
 
 
-def _method(database: Database, seen: Inspected) -> Method:
-    table = database.table
-    if table.method == "logical":
+def _method(needs: Needs) -> Method:
+    if "logical" in needs.purposes:
         return "logical"
-    if table.via is not None:
-        return table.via
-    here = is_near(database.conninfo) and not seen.refused
-    return "local" if here else "stream"
+    return "local" if "local" in needs.purposes else "stream"
 
 
 def _readable(database: Database, seen: Inspected) -> Iterator[Finding]:
@@ -132,22 +128,14 @@ def _readable(database: Database, seen: Inspected) -> Iterator[Finding]:
         yield rules.ok(database.item, f"{named} of {seen.server.version} by pg_dump {dump}")
 
 
-def _rights(database: Database) -> Iterator[Finding]:
-    conninfo, needs, premises, away = database.needs()
+def _rights(database: Database, wanted: Asked) -> Iterator[Finding]:
+    premises, needs = wanted.premises, wanted.needs
     if premises is None:
-        reason = "" if away is None else away.what
+        reason = "" if wanted.away is None else wanted.away.what
         yield Finding(f"{database.item} rights", "unknown", f"could not be asked: {reason}")
         return
-    whose = Needs(
-        premises.user,
-        needs.purposes,
-        needs.database,
-        needs.databases,
-        needs.major,
-        needs.row_security,
-        needs.archives,
-    )
-    found = look(conninfo, whose, now=database.now())
+    whose = replace(needs, role=premises.user)
+    found = look(database.conninfo, whose, now=database.now())
     missing = [one.what for one in found.missing]
     excess = [one.what for one in found.excess]
     yield rules.rights(database.item, missing, excess, list(found.unread), source=database.name)
@@ -216,7 +204,7 @@ def _log(database: Database, seen: Inspected, method: Method) -> Iterator[Findin
     if method == "logical":
         return
     directory = table.data_directory or seen.data_directory
-    files, reason = _files(database, directory)
+    files, reason = _files(database, seen, directory)
     yield _room(item, files, reason)
     if "archive_mode" not in server.settings:
         yield Finding(f"{item} archive_command", "unknown", "the role may not ask for settings")
@@ -228,9 +216,11 @@ def _log(database: Database, seen: Inspected, method: Method) -> Iterator[Findin
         yield found
 
 
-def _files(database: Database, directory: str | None) -> tuple[LocalFiles | None, str]:
+def _files(
+    database: Database, seen: Inspected, directory: str | None
+) -> tuple[LocalFiles | None, str]:
     """The server's files, where they are here and surely its own; or why they cannot be seen."""
-    if not is_near(database.conninfo):
+    if not seen.connection.near:
         return None, "the server is on another host"
     if directory is None:
         return None, "the role may not ask where they are"

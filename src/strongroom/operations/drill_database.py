@@ -11,7 +11,7 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from strongroom.config.model import PostgresDrill
-from strongroom.errors import Damaged, NotFound, Refused, StrongroomError
+from strongroom.errors import Damaged, NotFound, Refused
 from strongroom.operations.browse import list_snapshots
 from strongroom.operations.can_restore import Answer, answer, require, target_text
 from strongroom.operations.drilling import (
@@ -188,7 +188,7 @@ class DatabaseCourse:
         if wrong:
             return Said("red", some(wrong))
         rows = sum(one.rows for one in counted)
-        return f"{rows:,} rows in {len(counted):,} tables, {how}"
+        return f"{rows:,} rows in {len(counted):,} table{'s' * (len(counted) != 1)}, {how}"
 
     def _rows(self) -> str | Said:
         raise NotImplementedError
@@ -321,7 +321,7 @@ class ClusterCourse(DatabaseCourse):
         said = (
             f"{outcome.files:,} files, {show_size(outcome.size)} of backup {self.snapshot.id[:12]}"
         )
-        said += f", {spaces} tablespaces beside it" if spaces else ""
+        said += f", {spaces} tablespace{'s' * (spaces != 1)} beside it" if spaces else ""
         return _with_problems(said, outcome)
 
     def _recover(self) -> str | Said:
@@ -362,7 +362,12 @@ class ClusterCourse(DatabaseCourse):
     def _rows(self) -> str | Said:
         counted = [one for name in self._names for one in proving.count_twice(self.server, name)]
         twice = sum(one.by_index is not None for one in counted)
-        return self._counted(counted, f"{twice:,} of them counted by an index too, which agrees")
+        by = (
+            f"{twice:,} of them counted by an index too, which agrees"
+            if twice
+            else "by their pages"
+        )
+        return self._counted(counted, by)
 
     def _checksums(self) -> str | Said:
         self.server.stop()
@@ -457,14 +462,14 @@ class DumpCourse(DatabaseCourse):
         ]
 
     def _programs(self) -> str | Said:
-        same, installation = _installation(self._major)
+        same, installation = installation_for(self._major)
         if installation is None:
             return Said("skipped", f"no PostgreSQL {self._major} or newer is on this machine")
         version = "{}.{}".format(*installation.version)
         self._server = EmbeddedServer(
             installation,
-            os.path.join(self._room, "server"),
             durable=False,
+            parent=self._room,
             initdb=["--data-checksums"],
             settings={"autovacuum": "off", "max_logical_replication_workers": "0"},
         )
@@ -569,7 +574,7 @@ def choose_snapshot(
     return before[-1], f"the newest not after {show(wanted.at)}"
 
 
-def _installation(major: int) -> tuple[bool, Installation | None]:
+def installation_for(major: int) -> tuple[bool, Installation | None]:
     """A server of this major, else the newest if that is newer; whether it is of this major."""
     try:
         return True, find_server(major)
@@ -591,4 +596,4 @@ def _with_problems(said: str, outcome: Outcome) -> str | Said:
     return Said("amber", f"{said}; {some(named)}")
 
 
-__all__ = ["ClusterCourse", "DumpCourse", "StrongroomError", "choose_point", "choose_snapshot"]
+__all__ = ["ClusterCourse", "DumpCourse", "choose_point", "choose_snapshot", "installation_for"]

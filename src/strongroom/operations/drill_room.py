@@ -85,7 +85,13 @@ def sweep_left(parent: str) -> list[str]:
 
 def require_room(parent: str, size: int) -> int:
     """Free bytes below `parent`; Refused when `size` bytes have no room there."""
-    free = shutil.disk_usage(parent).free
+    try:
+        free = shutil.disk_usage(parent).free
+    except OSError as fault:
+        raise Refused(
+            f"A drill cannot be made in {parent}: {fault.strerror}.",
+            do="Name another place with --scratch, or `scratch` of the source's drill.",
+        ) from None
     if free < size:
         raise Refused(
             f"{parent} has {show_size(free)} free; the drill restores up to {show_size(size)}.",

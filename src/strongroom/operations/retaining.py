@@ -167,4 +167,13 @@ def _too_late(snapshot: str) -> NotFound:
     )
 
 
-__all__ = ["Judged", "expire", "hold", "judge", "policy_of", "proof_of", "release", "revive"]
+__all__ = [
+    "Judged",
+    "expire",
+    "hold",
+    "judge",
+    "policy_of",
+    "proof_of",
+    "release",
+    "revive",
+]

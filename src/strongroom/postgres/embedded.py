@@ -183,13 +183,13 @@ class EmbeddedServer:
     """One throw-away server. A context manager: started on entry, gone on exit.
 
     `directory` (made when missing, must be empty) holds everything; without it a temporary one is
-    made and removed on close. `tcp` also listens on 127.0.0.1. `durable=False` turns fsync off.
-    `settings` are added to postgresql.conf, `initdb` are more arguments of that program.
+    made, below `parent` if that is said, and removed on close. `tcp` also listens on 127.0.0.1.
+    `durable=False` turns fsync off. `settings` are added to postgresql.conf, `initdb` are more
+    arguments of that program.
     """
 
     user = "postgres"
     _prefix = "strongroom-pg-"
-    _parent: str | None = None  # where a temporary directory is made
     apart = False  # True before the start: a network of its own, in which nobody is
 
     def __init__(
@@ -201,6 +201,7 @@ class EmbeddedServer:
         durable: bool = True,
         settings: Mapping[str, str] | None = None,
         initdb: Sequence[str] = (),
+        parent: str | None = None,
     ) -> None:
         self.installation = installation or find_server()
         self.tcp = tcp
@@ -208,6 +209,7 @@ class EmbeddedServer:
         self._settings = dict(settings or {})
         self._initdb = tuple(initdb)
         self._asked_directory = directory
+        self._parent = parent
         self._account = service_account()
         self._password = secrets.token_hex(16)
         self._guard: subprocess.Popen[bytes] | None = None

@@ -113,14 +113,15 @@ def _map_myself(user: int, group: int) -> None:
             file.write(text)
 
 
-def _apart() -> None:
+def _apart() -> bool:
     """Leave the network, where that may be done; sockets of files are reached as before."""
     libc = ctypes.CDLL(None, use_errno=True)
     user, group = os.geteuid(), os.getegid()
-    if user == 0:
-        libc.unshare(_NEWNET)
-    elif libc.unshare(_NEWNET | _NEWUSER) == 0:
+    if libc.unshare(_NEWNET if user == 0 else _NEWNET | _NEWUSER):
+        return False
+    if user:
         _map_myself(user, group)
+    return True
 
 
 def _raise_loopback() -> None:
@@ -129,10 +130,8 @@ def _raise_loopback() -> None:
     import socket  # noqa: PLC0415
     import struct  # noqa: PLC0415
 
-    own = os.stat("/proc/self/ns/net").st_ino != os.stat(f"/proc/{os.getppid()}/ns/net").st_ino
-    if own:
-        with suppress(OSError), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as any_:
-            fcntl.ioctl(any_, _SIOCSIFFLAGS, struct.pack("16sh22x", b"lo", _IFF_UP))
+    with suppress(OSError), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as any_:
+        fcntl.ioctl(any_, _SIOCSIFFLAGS, struct.pack("16sh22x", b"lo", _IFF_UP))
 
 
 def _descriptor(path: str) -> int:
@@ -271,8 +270,7 @@ def _command(net: str, argv: list[str]) -> int:
     if pid == 0:
         try:
             _reset()
-            if net:
-                _apart()
+            if net and _apart():
                 _raise_loopback()
             null = os.open(os.devnull, os.O_RDWR)
             os.dup2(null, 0)

@@ -105,6 +105,20 @@ class Premises:
     data_directory: str | None
     slots: tuple[str, ...]
 
+    @property
+    def near(self) -> bool:
+        """Whether the server is on this machine, as it sees it."""
+        return self.address is None or self.address.startswith(("127.", "::1"))
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What a role needs, by what its server says; or why that could not be asked."""
+
+    needs: Needs
+    premises: Premises | None
+    away: StrongroomError | None
+
 
 def ask(conninfo: Conninfo, databases: Sequence[str], *, every: bool = False) -> Premises:
     """Ask a server for the premises; `every` is all of its databases. Raises what `connect` does."""
@@ -482,4 +496,4 @@ SELECT h.what, h.place, a.privilege_type, a.grantee = 0,
  ORDER BY 1, 2, 3
 """
 
-__all__ = ["Premises", "Right", "Rights", "ask", "look"]
+__all__ = ["Asked", "Premises", "Right", "Rights", "ask", "look"]

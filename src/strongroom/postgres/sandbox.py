@@ -64,8 +64,9 @@ class Sandbox(EmbeddedServer):
         settings: Mapping[str, str] | None = None,
         ahead: int = _AHEAD,
     ) -> None:
-        super().__init__(_installation(major), directory, durable=False, settings=settings)
-        self._parent = parent
+        super().__init__(
+            _installation(major), directory, durable=False, settings=settings, parent=parent
+        )
         self._deliverer = _Deliverer(fetch, self, ahead)
         self._initialised = True
 

@@ -147,6 +147,8 @@ class Conninfo:
 def is_near(conninfo: Conninfo) -> bool:
     """Whether a connection stays on this machine: a socket, or the loopback, for every host of it."""
     given = conninfo.parameters
+    if given.get("service") or os.environ.get("PGSERVICE"):
+        return False  # where that leads is written elsewhere
     hosts = given.get("hostaddr") or given.get("host") or os.environ.get("PGHOST") or ""
     return all(
         not host or host.startswith(("/", "@", "127.")) or host in ("::1", "localhost")

@@ -262,20 +262,33 @@ class JobState:
     host: str = ""
 
 
+@dataclass(frozen=True, slots=True)
+class Unscheduled:
+    """A source without a schedule: when it was backed up last, and how often that is promised."""
+
+    name: str
+    last: datetime | None = None
+    rpo: timedelta | None = None
+
+    def runs(self, now: datetime) -> bool:
+        """Whether something else seems to back it up: a crontab of one's own."""
+        return self.last is not None and now - self.last <= (self.rpo or _DAILY)
+
+
 _PATIENCE = timedelta(hours=1)
+_DAILY = timedelta(hours=36)
 
 
-def schedule(jobs: Sequence[JobState], sources: Iterable[str], *, now: datetime) -> Finding:
+def schedule(
+    jobs: Sequence[JobState], unscheduled: Iterable[Unscheduled], *, now: datetime
+) -> Finding:
     """Whether jobs are configured, and something runs them."""
     item = "schedule"
-    if not jobs:
-        return Finding(
-            item,
-            "warning",
-            "nothing is scheduled: backups are made only when somebody thinks of it",
-            'Write `schedule = "0 2 * * *"` under each source, and run `strongroom schedule systemd` (or'
-            " cron, kubernetes) for what makes it run.",
-        )
+    without = sorted(one.name for one in unscheduled if not one.runs(now))
+    do = (
+        'Write `schedule = "0 2 * * *"` under each source, and run `strongroom schedule systemd` (or'
+        " cron, kubernetes) for what makes it run."
+    )
     late = [
         one
         for one in jobs
@@ -297,15 +310,18 @@ def schedule(jobs: Sequence[JobState], sources: Iterable[str], *, now: datetime)
             "Look whether something runs them (`systemctl list-timers`, `crontab -l`), and"
             " `strongroom run-due --list`; `strongroom schedule systemd` prints what does.",
         )
-    without = sorted(set(sources))
+    known = f"{count(len(jobs), 'job')} in order{ran}" if jobs else "nothing is scheduled here"
     if without:
+        named = ", ".join(without)
         return Finding(
             item,
             "warning",
-            f"{count(len(jobs), 'job')} in order{ran}; without a schedule: {', '.join(without)}",
-            "Write `schedule` under these sources, or be sure that something else backs them up.",
+            f"{known}; backed up only when somebody thinks of it: {named}",
+            do,
         )
-    return ok(item, f"{count(len(jobs), 'job')} in order{ran}")
+    if not jobs:
+        return ok(item, f"{known}; something else backs every source up, the last time as promised")
+    return ok(item, known)
 
 
 def channels(

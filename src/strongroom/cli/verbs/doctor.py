@@ -7,7 +7,6 @@ import socket
 import stat
 import sys
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import suppress
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Annotated, Any, cast
 
@@ -30,6 +29,7 @@ from strongroom.rules.preconditions import VERDICTS, Finding
 from strongroom.rules.sizes import show_size
 
 if TYPE_CHECKING:
+    from strongroom.keys.base import KeyHolder
     from strongroom.operations.doctor import Check, Opened
     from strongroom.repository.keyring import Keyring
     from strongroom.repository.repository import Repository
@@ -142,7 +142,7 @@ def _checks(desk: Desk, source: str | None) -> list[Check]:
         look_at_mounting,
     )
 
-    opened = Opened()
+    opened, asked = Opened(), _asked(desk)
     configuration = desk.configuration
     checks: list[Check] = [
         Check(f"secret {place}", lambda place=place, secret=secret: [_secret(desk, place, secret)])  # type: ignore[misc]
@@ -154,20 +154,20 @@ def _checks(desk: Desk, source: str | None) -> list[Check]:
     if configuration.repository.kms_key is not None:
         checks.append(Check("KMS key", lambda: [_kms(desk)]))
     checks += [
-        Check("repository", lambda: _repository(desk, opened)),
+        Check("repository", lambda: _repository(desk, asked, opened)),
         Check("storage", lambda: _storage(desk, opened)),
         Check("storage TLS", lambda: _endpoint(desk)),
         Check("storage versions", lambda: _versions(desk)),
         Check("audit log", lambda: _history(desk, opened)),
         Check("cache folder", lambda: [look_at_folder("cache folder", desk.cache_dir)]),
         Check("state folder", lambda: [look_at_folder("state folder", desk.state_dir)]),
-        Check("open", look_at_mounting),
     ]
     chosen = {name: table for name, table in configuration.source.items() if source in (None, name)}
     if any(isinstance(one, FilesTable) and is_remote(one.path) for one in chosen.values()):
         checks.append(Check("rclone", lambda: [_rclone(desk)]))
-    for name, table in chosen.items():
-        checks.append(_source(desk, name, table, opened))
+    if any(isinstance(one, PostgresTable) and one.method == "physical" for one in chosen.values()):
+        checks.append(Check("open", look_at_mounting))
+    checks += [_source(desk, name, table, opened) for name, table in chosen.items()]
     if not configuration.source:
         none = Finding("sources", "warning", "none is configured", "Add [source.NAME].")
         checks.append(Check("sources", lambda: [none]))
@@ -260,7 +260,14 @@ def _kms(desk: Desk) -> Finding:
 # -- the repository ----------------------------------------------------------------------------
 
 
-def _repository(desk: Desk, opened: Opened) -> Iterator[Finding]:
+def _asked(desk: Desk) -> list[KeyHolder]:
+    """What a person types where no key is named, before the checks: a terminal is one's alone."""
+    table = desk.configuration.repository
+    named = (table.passphrase, table.key_file, table.recovery_code, table.kms_key)
+    return desk.holders() if desk.may_ask() and not any(named) else []
+
+
+def _repository(desk: Desk, asked: list[KeyHolder], opened: Opened) -> Iterator[Finding]:
     """Whether it answers and opens; it stays open for the other checks."""
     from strongroom.operations import keys  # noqa: PLC0415
     from strongroom.operations.doctor import look_at_keys  # noqa: PLC0415
@@ -270,7 +277,8 @@ def _repository(desk: Desk, opened: Opened) -> Iterator[Finding]:
         wiring.require_repository(desk.storage)
         yield rules.ok("repository", f"{desk.storage.url} answers")
         try:
-            repository = wiring.open_repository(desk.storage, desk.holders(), jobs=desk.jobs)
+            holders = asked or desk.holders()
+            repository = wiring.open_repository(desk.storage, holders, jobs=desk.jobs)
         except StrongroomError as fault:
             yield Finding("repository keys", "failed", fault.what, fault.do)
         else:
@@ -278,7 +286,9 @@ def _repository(desk: Desk, opened: Opened) -> Iterator[Finding]:
             yield rules.ok("repository keys", f"opens as a {role}")
     finally:
         opened.give(repository)
-    yield from look_at_keys(keys.list_keys(desk.storage), now=desk.now)
+    age = desk.configuration.repository.key_age
+    limit = None if age is None else timedelta(seconds=age.approximate_seconds)
+    yield from look_at_keys(keys.list_keys(desk.storage), limit=limit, now=desk.now)
 
 
 def _storage(desk: Desk, opened: Opened) -> Iterator[Finding]:
@@ -286,10 +296,12 @@ def _storage(desk: Desk, opened: Opened) -> Iterator[Finding]:
 
     storage = wiring.open_storage(desk.configuration, desk.environ)
     try:
-        with suppress(StrongroomError):  # which is told under "repository"
+        try:
             wiring.require_repository(storage)
-            yield from look_at_room(storage)
-            yield from look_at_storage(storage, opened, wiring.seams())
+        except StrongroomError:
+            return  # which is told under "repository"
+        yield from look_at_room(storage)
+        yield from look_at_storage(storage, opened, wiring.seams())
     finally:
         storage.close()
 
@@ -348,8 +360,15 @@ def _schedule(desk: Desk, repository: Repository, journal: Any, now: datetime) -
         told = leases.of(job.name)
         if told:
             last[job.name] = (told[-1].ended or told[-1].due, told[-1].host)
-    without = [name for name, table in configuration.source.items() if table.schedule is None]
-    yield from look_at_schedule(verdicts, last, without, now=now)
+    without = {
+        name: None if rpo is None else timedelta(seconds=rpo.approximate_seconds)
+        for name, rpo in (
+            (name, table.promise.rpo)
+            for name, table in configuration.source.items()
+            if table.schedule is None
+        )
+    }
+    yield from look_at_schedule(verdicts, last, without, journal, now=now)
 
 
 # -- sources -----------------------------------------------------------------------------------

@@ -88,6 +88,8 @@ def run(
         raise UsageError("No source is configured.", do="Add [source.NAME] to strongroom.toml.")
     if scratch is not None and not os.path.isdir(scratch):
         raise UsageError(f"--scratch: {scratch} is no directory.", do="Make it first.")
+    if sql and source is None:
+        raise UsageError("--sql is for one source.", do="Name it, or write `sql` of its drill.")
     queries = dict(map(_query, sql or ()))
     drills: list[dict[str, Any]] = []
     faults: list[tuple[Verdict, StrongroomError | None]] = []
@@ -101,7 +103,9 @@ def run(
             wanted = _wanted(desk, name, at, queries, scratch)
             try:
                 body, fault = _one(desk, repository, name, wanted, dry_run=dry_run)
-            except Interrupted:
+            except Interrupted as stop:
+                stop.means = "This drill proves nothing; what it made is gone, nothing was changed."
+                stop.do = "Run the same command again; it begins anew."
                 raise
             except StrongroomError as failure:
                 if len(names) == 1:
@@ -118,12 +122,12 @@ def run(
 
 def _query(text: str) -> tuple[str, str]:
     """Name and text of what --sql gives: a file, or the query itself."""
+    if any(c.isspace() for c in text) and not os.path.exists(text):
+        return text, text
     try:
         with open(text, encoding="utf-8") as file:
             return os.path.basename(text), file.read()
-    except (FileNotFoundError, OSError, ValueError) as fault:
-        if isinstance(fault, (FileNotFoundError, ValueError)) and any(c.isspace() for c in text):
-            return text, text
+    except (OSError, ValueError) as fault:
         why = getattr(fault, "strerror", None) or str(fault)
         raise UsageError(
             f"--sql {text}: {why}.", do='Give a file of SQL, or a query: --sql "SELECT …".'

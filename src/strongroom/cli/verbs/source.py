@@ -83,9 +83,9 @@ def grants(
         raise UsageError(
             "--sql and --check exclude each other.", do="Give one, or neither for both."
         )
-    conninfo, wanted, premises, away = wiring.rights_wanted(
-        source, table, desk.environ, role=role, receives=receive
-    )
+    conninfo, _ = wiring.wal_place(source, table, desk.environ)
+    found = wiring.rights_wanted(source, table, desk.environ, role=role, receives=receive)
+    wanted, premises, away = found.needs, found.premises, found.away
     rights = None
     if premises is not None and not sql:
         whose = premises.user if role is None else role
