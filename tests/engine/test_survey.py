@@ -14,6 +14,7 @@ from rooms import BIRTH, Clock, expire, new_room, open_room, take, writer_keys
 from strongroom.config.model import Configuration, FilesTable, Promise
 from strongroom.format.run import Run
 from strongroom.observe.journal import Journal
+from strongroom.operations.measuring import figures
 from strongroom.operations.standing import RECORDS, Survey, survey
 from strongroom.repository.audit import AuditLog
 from strongroom.repository.catalogue import Snapshot
@@ -255,3 +256,19 @@ def test_who_cannot_read_backups_sees_where_they_stand(place: Place) -> None:
 
 def test_a_configuration_without_sources(place: Place) -> None:
     assert place.look(Configuration()).standings == []
+
+
+def test_deliveries_are_counted_by_channel(place: Place) -> None:
+    for channels in ({"mail": "", "pager": "no route"}, {"mail": ""}, {"mail": "full"}, None):
+        place.tell("alert", detail={} if channels is None else {"channels": channels})
+    repository = place.open()
+    journal = Journal(place.folder, AuditLog(repository))
+    found = figures(repository, journal, CONFIGURED, now=NOW, folder=place.folder)
+    assert found.deliveries == {
+        ("mail", "taken"): 2, ("mail", "failed"): 1, ("pager", "failed"): 1
+    }  # fmt: skip
+    assert found.size == sum(entry.size for entry in place.inner.list(""))
+    take(place.open(), "vault", {b"a": b"1"})
+    same = figures(repository, journal, CONFIGURED, now=NOW, folder=place.folder, fresh=False)
+    assert same.size == found.size, "nothing is added up when nothing has run"
+    journal.close()
