@@ -193,7 +193,7 @@ def test_a_cluster_is_drilled_and_its_report_can_be_proved(shop: Shop, tmp_path:
     desk = shop.desk
     planned = desk.run("drill", "run", "cluster", "--dry-run", "--json").result["drills"][0]
     assert [step["name"] for step in planned["steps"] if not step["asked"]] == [
-        "freshness", "sql", "migrate", "smoke",
+        "freshness", "migrate", "sql", "smoke",
     ]  # fmt: skip
     drill = shop.drill("cluster", env={"PGHOST": "/nowhere", "PGDATABASE": "nothing"})
     assert drill["verdict"] == "green"
