@@ -11,8 +11,9 @@ must not push a database's pages out of memory, and copying into fresh cache
 pages was a fifth of a backup's CPU time (docs/reference/speed.md).
 
 Files are 0600 and directories 0700, and what root makes belongs to whom the root directory belongs
-to: a restore by root must not leave objects that the account of the backups cannot read. No symbolic link below the root is ever
-followed: each directory is opened from its parent with O_NOFOLLOW.
+to: a restore by root must not leave objects that the account of the backups cannot read. No
+symbolic link below the root is ever followed: each directory is opened from its parent with
+O_NOFOLLOW.
 Temporaries live in `+tmp`, which no object name can spell, so that a listing
 cannot show them.
 """
