@@ -48,6 +48,17 @@ def test_from_nothing_to_proved_to_damaged(filled: Desk) -> None:
     assert 0 < source["measured"]["rto_seconds"] < 100
     assert source["last_proved"]["by"] == "check"
     assert source["promise"] == {"rpo_seconds": 86400, "rto_seconds": 14400}
+    away = filled.vault.rename(filled.root / "away")
+    filled.run("backup", "vault", status=5)
+    done = filled.run("status")
+    assert done.text.startswith("OK ")
+    assert (
+        "\nOpen alerts:\n  critical  backup-failed/vault: The backup of vault failed. ("
+        in done.text
+    )
+    (alert,) = filled.run("status", "--json").document["alerts"]
+    assert (alert["key"], alert["told"]) == ("backup-failed/vault", None)
+    away.rename(filled.vault)
     damage_packs(filled.repository)
     filled.run("check", "--read-data", status=9)
     done = filled.run("status", "vault", status=10)
