@@ -139,8 +139,8 @@ def test_serve_answers_what_was_computed_last(filled: Desk) -> None:
     lines = [json.loads(line) for line in rest.splitlines()]
     begun = {line["run"]: line for line in lines if line["event"] == "begin"}
     ended = {line["run"]: line for line in lines if line["event"] == "end"}
-    assert begun.keys() == ended.keys()
-    (run,) = [name for name, line in ended.items() if line["outcome"] == "done"][:1]
+    assert begun.keys() <= ended.keys()
+    (run,) = [name for name in begun if ended[name]["outcome"] == "done"][:1]
     begin, end = begun[run], ended[run]
     assert (begin["type"], begin["source"], begin["level"]) == ("backup", "vault", "info")
     assert (end["files"], end["exit"]) == (22, 0)
@@ -217,7 +217,8 @@ def test_every_line_is_json_and_holds_no_secret(filled: Desk) -> None:
     filled.run("audit", "export", "-o", "audit.json", env=env)
     exported = (filled.root / "audit.json").read_text()
     assert all(end["run"] in exported for end in ends if end["outcome"] != "nothing")
-    assert {end["run"] for end in ends} == {
+    # What happens in a moment, as telling an alert, has an end alone.
+    assert {end["run"] for end in ends} >= {
         line["run"] for line in lines if line["event"] == "begin"
     }
 
