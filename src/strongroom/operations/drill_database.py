@@ -101,10 +101,11 @@ class DatabaseCourse:
             Stage("freshness", lambda: self._freshness(newest))
             if newest is not None
             else Stage("freshness", None, "no query is configured"),
+            # Rows and their times as they were backed up; questions as the present schema has it.
+            commands_stage("migrate", self._migrations(), self._migrate, awaited=True),
             Stage("sql", self._ask)
             if self._queries()
             else Stage("sql", None, "none is configured"),
-            commands_stage("migrate", self._migrations(), self._migrate, awaited=True),
             commands_stage("smoke", table.smoke, self._smoke),
         ]
 
