@@ -7,10 +7,13 @@ test wants. Only the repository is not made by the command, since it must be old
 from __future__ import annotations
 
 import itertools
+import json
 import os
+import re
 import signal
 import subprocess
 import time
+import urllib.request
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
@@ -205,6 +208,37 @@ def test_serve_runs_reads_again_and_stops(old: Old) -> None:
     assert "configuration read again: 2 jobs" in said and "the one before stays" in said
     old.write()
     assert old.backups() == 2
+
+
+def test_serve_answers_what_was_computed_last(old: Old) -> None:
+    old.write(sources='[metrics]\nlisten = "127.0.0.1:0"\n')
+    process = old.serve("--log-format", "json")
+    assert process.stderr is not None
+    try:
+        first = json.loads(process.stderr.readline())
+        url = re.fullmatch(r"metrics at (http://127.0.0.1:\d+/metrics)", first["text"])
+        assert url is not None
+        until = time.monotonic() + 100
+        told: dict[str, float] = {}
+        while told.get('strongroom_backups{source="vault"}', 0) < 1:
+            assert time.monotonic() < until
+            time.sleep(0.1)
+            with urllib.request.urlopen(url[1], timeout=10) as answer:
+                lines = [line.split() for line in answer.read().decode().splitlines()]
+            told = {line[0]: float(line[1]) for line in lines if line[0] != "#"}
+        assert told['strongroom_standing{source="vault",verdict="unproved"}'] == 1
+    finally:
+        process.send_signal(signal.SIGTERM)
+        _, rest = process.communicate(timeout=60)
+    assert process.returncode == 0
+    said = [json.loads(line) for line in rest.splitlines()]
+    begun = {line["run"]: line for line in said if line["event"] == "begin"}
+    ended = {line["run"]: line for line in said if line["event"] == "end"}
+    assert begun.keys() <= ended.keys()
+    (run,) = [name for name in begun if ended[name]["outcome"] == "done"][:1]
+    begin, end = begun[run], ended[run]
+    assert (begin["type"], begin["source"], begin["level"]) == ("backup", "vault", "info")
+    assert (end["exit"], end["snapshot"] != "") == (0, True)
 
 
 def test_serve_that_is_stopped_lets_the_job_finish(old: Old) -> None:

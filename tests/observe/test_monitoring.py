@@ -20,7 +20,16 @@ import promql_parser as promql
 import pytest
 import yaml
 
-from strongroom.observe.metrics import ANOMALIES, METRICS, OF_ALL, OF_SOURCES, PREFIX, WORDS
+from observe.test_metrics import FIGURES
+from strongroom.observe.metrics import (
+    ANOMALIES,
+    METRICS,
+    OF_ALL,
+    OF_SOURCES,
+    PREFIX,
+    WORDS,
+    Board,
+)
 
 ROOT = Path(__file__).parents[2]
 RULES = ROOT / "ops/prometheus/strongroom.rules.yml"
@@ -97,15 +106,20 @@ def test_what_grows_with_time_is_judged_by_time() -> None:
 
 
 def test_promtool() -> None:
+    board = Board()
+    board.show(FIGURES)
     path = os.pathsep.join([os.path.dirname(sys.executable), os.environ["PATH"]])
     promtool = shutil.which("promtool", path=path)
     if promtool is None:
         pytest.skip("promtool is not installed (Debian: prometheus); the rules are not evaluated")
-    for words in (
-        ["check", "rules", str(RULES)],
-        ["test", "rules", str(Path(__file__).with_name("prometheus.test.yml"))],
+    for words, given in (
+        (["check", "rules", str(RULES)], ""),
+        (["test", "rules", str(Path(__file__).with_name("prometheus.test.yml"))], ""),
+        (["check", "metrics"], board.text()),
     ):
-        done = subprocess.run([promtool, *words], capture_output=True, text=True, check=False)
+        done = subprocess.run(
+            [promtool, *words], capture_output=True, text=True, check=False, input=given
+        )
         assert done.returncode == 0, done.stdout + done.stderr
 
 

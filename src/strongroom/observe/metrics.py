@@ -37,7 +37,7 @@ ANOMALIES = {
     "page-corruption": "pages",
 }
 OF_SOURCES = ("wal-stale", "wal-gap", "drill-failed", "drill-overdue", "deletion-frozen")
-OF_ALL = ("space", "check-failed", "key-age")
+OF_ALL = ("space", "check-failed", "key-age", "job-failed")
 SLOWEST = 10.0  # seconds that a client may take over its question
 
 

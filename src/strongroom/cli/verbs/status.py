@@ -15,7 +15,7 @@ from strongroom.rules.sizes import show_seconds
 
 if TYPE_CHECKING:
     from strongroom.operations.standing import Survey
-    from strongroom.rules.anomalies import Condition
+    from strongroom.rules.anomalies import Condition, Told
     from strongroom.rules.durations import Duration
     from strongroom.rules.standing import Proof, Standing
 
@@ -45,7 +45,7 @@ def status(source: str | None = None, /, *, everywhere: Everywhere = _DEFAULT) -
             "exit": PROMISE_MISSED if missed else 0,
             "time": found.now.isoformat(),
             "sources": [*map(standing_body, found.standings)],
-            "alerts": [*map(_alert_body, alerts)],
+            "alerts": [_alert_body(each, told) for each, told in alerts],
             "damaged": len(found.damaged),
         },
     )
@@ -55,10 +55,9 @@ def status(source: str | None = None, /, *, everywhere: Everywhere = _DEFAULT) -
         desk.output.lines(f"          - {show_text(reason)}" for reason in one.reasons)
     if alerts:
         desk.output.line("Open alerts:")
-    for each in alerts:
-        why = f" ({'; '.join(each.reasons)})" if each.reasons else ""
+    for each, told in alerts:
         desk.output.line(
-            f"  {each.severity:8}  {show_text(each.key)}: {show_text(each.what + why)}"
+            f"  {each.severity:8}  {show_text(each.key)}: {show_text(_alert(each, told))}"
         )
     if not found.standings:
         desk.output.note("There is no source and no backup yet.")
@@ -69,14 +68,18 @@ def status(source: str | None = None, /, *, everywhere: Everywhere = _DEFAULT) -
     return PROMISE_MISSED if missed else 0
 
 
-def look(desk: Desk, source: str | None) -> tuple[Survey, list[Condition]]:
-    """Where the sources stand now, and what is wrong; nothing is recorded of it."""
+Alert = tuple["Condition", "Told | None"]  # what is wrong, and what became of telling it
+
+
+def look(desk: Desk, source: str | None) -> tuple[Survey, list[Alert]]:
+    """Where the sources stand now, and what is wrong or was told and is not over; nothing is recorded
+    of it."""
     # A passphrase takes a tenth of a second that leaves the interpreter alone.
-    module = "strongroom.operations.standing"
-    meanwhile = threading.Thread(target=importlib.import_module, args=(module,), daemon=True)
+    meanwhile = threading.Thread(target=_load, daemon=True)
     meanwhile.start()
     with desk.repository() as repository:
         meanwhile.join()
+        from strongroom.operations.alerting import open_alerts  # noqa: PLC0415
         from strongroom.operations.standing import survey  # noqa: PLC0415 -- numpy behind it
         from strongroom.rules.anomalies import conditions  # noqa: PLC0415
 
@@ -93,10 +96,19 @@ def look(desk: Desk, source: str | None) -> tuple[Survey, list[Condition]]:
                 source=source,
                 folder=recorder.folder,
             )
-            alerts = conditions(found.state, now=now)
-            return found, [each for each in alerts if source in (None, each.source)]
+            told = {one.key: one for one in open_alerts(recorder.journal)}
+            alerts: list[Alert] = [
+                (each, told.pop(each.key, None)) for each in conditions(found.state, now=now)
+            ]
+            alerts += [(one.condition, one) for one in told.values() if one.condition is not None]
+            return found, [each for each in alerts if source in (None, each[0].source)]
         finally:
             recorder.journal.close()
+
+
+def _load() -> None:
+    for name in ("alerting", "standing"):
+        importlib.import_module(f"strongroom.operations.{name}")
 
 
 def line(one: Standing) -> str:
@@ -171,13 +183,24 @@ def standing_body(one: Standing) -> dict[str, Any]:
     }
 
 
-def _alert_body(alert: Condition) -> dict[str, Any]:
+def _alert(alert: Condition, told: Told | None) -> str:
+    reasons = [*alert.reasons]
+    if told is not None:
+        sent = "nobody could be told" if told.sent is None else f"told {show_moment(told.sent)}"
+        reasons.append(f"since {show_moment(told.raised)}, {sent}")
+    return f"{alert.what} ({'; '.join(reasons)})" if reasons else alert.what
+
+
+def _alert_body(alert: Condition, told: Told | None) -> dict[str, Any]:
+    sent = None if told is None or told.sent is None else told.sent.isoformat()
     return {
         "key": alert.key,
         "severity": alert.severity,
         "what": alert.what,
         "reasons": [*alert.reasons],
         "do": alert.do,
+        "raised": None if told is None else told.raised.isoformat(),
+        "told": sent,
     }
 
 
