@@ -27,10 +27,11 @@ from strongroom.repository.keyring import list_slots
 from strongroom.repository.leases import Leases
 from strongroom.repository.repository import Repository
 from strongroom.repository.wal import Timeline, WalStore
-from strongroom.rules.anomalies import Key, Log, Past, SourceState, State
+from strongroom.rules.anomalies import Failed, Key, Log, Past, SourceState, State
 from strongroom.rules.drill import Drilled
 from strongroom.rules.retention import Backup, freezes
 from strongroom.rules.schedule import Job, Verdict
+from strongroom.rules.times import show_time
 
 USED = 20
 """So many of the newest backups of a source are looked at, besides what the journal tells."""
@@ -40,11 +41,13 @@ _OUTCOMES = ("done", "incomplete", "failed", "refused", "interrupted", "missed")
 
 @dataclass(frozen=True, slots=True)
 class Watched:
-    """The state, and beside it where each job stands, and the times of it that nobody ran."""
+    """The state, and beside it where each job stands, the times of it that nobody ran, and the runs
+    that tell."""
 
     state: State
     verdicts: Sequence[Verdict] = ()
     passed: Mapping[str, tuple[datetime, ...]] = field(default_factory=dict)
+    known: Mapping[str, Sequence[Run]] = field(default_factory=dict)
 
 
 def state_of(
@@ -99,8 +102,9 @@ def look(
         _keys(repository),
         configuration.repository.key_age,
         repository.storage.url,
+        _failed(verdicts, known),
     )
-    return Watched(state, verdicts, passed)
+    return Watched(state, verdicts, passed, known)
 
 
 def limit(configuration: Configuration) -> timedelta:
@@ -163,6 +167,22 @@ def _drill(run: Run) -> Past:
     drill = Drilled.from_run(run)
     past = _past(run)
     return past if drill.green or past.outcome != "done" else replace(past, outcome="incomplete")
+
+
+def _failed(verdicts: Iterable[Verdict], known: Mapping[str, Sequence[Run]]) -> list[Failed]:
+    """Jobs whose last time ended badly without a leaf that tells of it, as of a wrong configuration."""
+    told = {
+        (run.detail.get("job"), run.detail.get("due"))
+        for type in ("backup", "drill", "check")
+        for run in known[type]
+    }
+    return [
+        Failed(one.job.name, one.last.due, one.last.exit)
+        for one in verdicts
+        if one.last is not None
+        and one.last.outcome == "failed"
+        and (one.job.name, show_time(one.last.due)) not in told
+    ]
 
 
 # -- a source ----------------------------------------------------------------------------------

@@ -15,6 +15,9 @@
     check-failed      the newest check found damage
     deletion-frozen   the retention deletes nothing, and why
     key-age           a key is older than it should be
+    job-failed        a job that runs by itself ended badly, and no other condition says so
+    clock             a host's clock and the storage's contradict each other
+    repository        a host cannot open the repository
 
 A condition has a key that stays the same as long as it lasts, so that it is told once and resolved
 once. The usual is the mean of up to seven successful runs before the newest, and needs three.
@@ -97,6 +100,15 @@ class Key:
 
 
 @dataclass(frozen=True, slots=True)
+class Failed:
+    """A job that ended badly, at its time `due`; nothing else tells of it."""
+
+    job: str
+    due: datetime
+    exit: int
+
+
+@dataclass(frozen=True, slots=True)
 class State:
     """What is known of everything. `free` and `total` are bytes of the storage, where it tells."""
 
@@ -107,6 +119,7 @@ class State:
     keys: Sequence[Key] = ()
     key_age: Duration | None = None
     place: str = "the storage"
+    jobs: Sequence[Failed] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -348,6 +361,16 @@ def _of_storage(state: State, now: datetime) -> Iterator[Condition]:
             tuple(filter(None, (state.checks[-1].what,))),
             "`strongroom check --read-data` names the backups that are hurt.",
         )
+    for job in state.jobs:
+        yield Condition(
+            "job-failed",
+            "",
+            "critical",
+            f"The job {job.job} failed.",
+            (f"its time was {_show(job.due)}; it ended with exit status {job.exit}",),
+            "Run its command by hand and read what it says: `strongroom run-due --list`.",
+            job.job,
+        )
     if state.key_age is not None:
         for key in state.keys:
             if key.created < state.key_age.before(now):
@@ -360,6 +383,33 @@ def _of_storage(state: State, now: datetime) -> Iterator[Condition]:
                     "`strongroom key add` a new one, then `strongroom key remove` this one.",
                     key.label,
                 )
+
+
+def clock_off(host: str, seconds: float) -> Condition:
+    """The clock of a host is so far ahead of the storage's, or behind it."""
+    way = "ahead of" if seconds > 0 else "behind"
+    return Condition(
+        "clock",
+        "",
+        "warning",
+        f"The clock of {host} is {show_seconds(abs(seconds))} {way} the storage's.",
+        ("what is due or late is judged by the storage's clock until then",),
+        "Set the clock, and let it be kept by NTP.",
+        host,
+    )
+
+
+def out_of_reach(host: str, what: str) -> Condition:
+    """A host cannot open the repository: nothing is backed up from there."""
+    return Condition(
+        "repository",
+        "",
+        "critical",
+        f"{host} cannot open the repository.",
+        (what,),
+        "`strongroom doctor` says what is wrong.",
+        host,
+    )
 
 
 def _mean(values: Iterable[float]) -> float:
@@ -379,6 +429,7 @@ class Told:
     """An alert that was raised and not resolved: since when, and what became of telling it.
 
     `sent`: when a channel took it last; None as long as none did. `tried`: attempts since then.
+    `condition` is what was told, `host` who told it first.
     """
 
     key: str
@@ -386,6 +437,8 @@ class Told:
     sent: datetime | None = None
     tried: int = 0
     last_try: datetime | None = None
+    condition: Condition | None = None
+    host: str = ""
 
 
 Word = Literal["raise", "retry", "escalate", "remind", "resolve", "drop"]
@@ -451,19 +504,21 @@ def _word(before: Told | None, now: datetime, manners: Manners) -> Word | None:
         if not _may_try(before, now, manners):
             return None
         return "escalate" if before.tried >= manners.escalate_after else "retry"
-    return "remind" if now - before.sent >= manners.remind else None
+    # A time to come is of a clock that was set back since.
+    return "remind" if abs(now - before.sent) >= manners.remind else None
 
 
 def _may_try(before: Told, now: datetime, manners: Manners) -> bool:
     if not before.tried or before.last_try is None:
         return True
     pause = min(manners.retry * (1 << min(before.tried - 1, 20)), manners.slowest)
-    return now - before.last_try >= pause
+    return abs(now - before.last_try) >= pause
 
 
 __all__ = [
     "Action",
     "Condition",
+    "Failed",
     "Key",
     "Log",
     "Manners",
@@ -472,5 +527,7 @@ __all__ = [
     "State",
     "Told",
     "alerting",
+    "clock_off",
     "conditions",
+    "out_of_reach",
 ]
