@@ -54,6 +54,10 @@ def test_a_vault_in_s3_and_back(remote: Desk) -> None:
     assert tree_of(remote.root / "out") == tree_of(remote.vault)
     assert "no damage" in remote.run("check", "--read-data").text
     assert remote.run("get", "vault@oldest:audits/00.json", "-o", "-").stdout == b'{"number": 0}'
+    checks = remote.run("doctor", "--timeout", "120", "--json").document["checks"]
+    found = {check["item"]: check for check in checks}
+    assert found["storage TLS"]["verdict"] == found["storage capabilities"]["verdict"] == "ok"
+    assert "keeps no versions" in found["storage versions"]["what"]
 
 
 def test_restore_from_s3_with_flags_and_environment_only(remote: Desk, moto_s3: S3Server) -> None:

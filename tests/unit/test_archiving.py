@@ -101,11 +101,7 @@ FAILING = {
     "last_archived_time": NOW - timedelta(minutes=5),
 }
 REFUSED = Attempt(
-    4,
-    "The source db is system 1; this server is system 2.",
-    "Run this once.",
-    "refused",
-    "postgres",
+    4, "The source db is system 1; this server is system 2.", "Run this once.", "postgres"
 )
 
 
@@ -183,3 +179,16 @@ def test_why_wal_was_not_archived(
 def test_nothing_is_said_of_an_archiver_that_is_not_ours() -> None:
     for facts in (archiving(mode="off"), archiving("cp %p /a"), archiving(library="other")):
         assert rules.archiver("db", facts) is None
+
+
+def test_no_secret_is_told() -> None:
+    for command in (
+        f"AWS_SECRET_ACCESS_KEY=hunter2 {PUSH} || true",
+        "envdir /x PGPASSWORD='hunter2 two' backup %p",
+        "backup --passphrase hunter2 %p",
+        "curl https://x/%f?token=hunter2",
+    ):
+        facts = archiving(command)
+        found = rules.archive_command("db", facts)
+        assert "hunter2" not in found.what + found.do, found
+    assert "--source db" in rules.archive_command("db", archiving()).what

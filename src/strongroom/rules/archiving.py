@@ -29,6 +29,11 @@ class ArchiveCommand:
     expands: bool = False  # $… or `…`, which only a shell understands
 
     @property
+    def shown(self) -> str:
+        """As it may be told: what is assigned in it may be a secret."""
+        return repr(_ASSIGNED.sub(r"\1…", self.text))
+
+    @property
     def ours(self) -> bool:
         """Whether it is `strongroom wal push`, or `strongroom-wal push`."""
         return bool(self.words)
@@ -63,6 +68,10 @@ class ArchiveCommand:
         ]
 
 
+_ASSIGNED = re.compile(
+    r"\b([A-Z][A-Z0-9_]*=|(?i:[a-z_-]*(?:password|passphrase|secret|token))[= ])"
+    r"('[^']*'|\"[^\"]*\"|\S+)"
+)
 _SIGNS = frozenset("();<>|&\n")
 _ASSIGNMENT = re.compile(r"[A-Za-z_][A-Za-z0-9_]*=")
 _NOTHING = re.compile(
@@ -120,7 +129,6 @@ class Attempt:
     status: int
     what: str = ""
     do: str = ""
-    code: str = ""
     account: str = ""
 
 
@@ -195,14 +203,14 @@ def archive_command(item: str, facts: Archiving) -> Finding:
         return Finding(
             item,
             "failed",
-            f"archive_command = {command.text!r} archives nothing and says that it did: the log is gone",
+            f"archive_command = {command.shown} archives nothing and says that it did: the log is gone",
             f"Set {line}, reload the server, then make a new backup.",
         )
     if not command.ours:
         return Finding(
             item,
             "warning",
-            f"archive_command = {command.text!r} is not `strongroom wal push`: the log goes elsewhere",
+            f"archive_command = {command.shown} is not `strongroom wal push`: the log goes elsewhere",
             f"Set {line}, or call it from there and end with its status.",
         )
     return _our_command(item, facts, line)
@@ -215,7 +223,7 @@ def _our_command(item: str, facts: Archiving, line: str) -> Finding:
         return Finding(
             item,
             "failed",
-            f"archive_command = {command.text!r}: what follows {hides[0]!r} hides the status, so that log"
+            f"archive_command = {command.shown}: what follows {hides[0]!r} hides the status, so that log"
             " which was not archived is removed",
             f"Set {line}, with nothing behind it, and reload the server.",
         )
@@ -226,7 +234,7 @@ def _our_command(item: str, facts: Archiving, line: str) -> Finding:
         return Finding(
             item,
             "failed",
-            f"archive_command = {command.text!r} has no %p: {named}",
+            f"archive_command = {command.shown} has no %p: {named}",
             f"Set {line} and reload the server.",
         )
     if "--accept-system" in words:
@@ -266,7 +274,7 @@ def _our_command(item: str, facts: Archiving, line: str) -> Finding:
             "archive_timeout is 0: on a quiet server the last commits may wait for hours to be archived",
             "Set archive_timeout = 60s and reload the server.",
         )
-    return ok(item, f"archive_mode is {facts.mode}; {command.text}")
+    return ok(item, f"archive_mode is {facts.mode}; {command.shown}")
 
 
 def archiver(item: str, facts: Archiving) -> Finding | None:

@@ -141,6 +141,24 @@ def test_trap_31_a_source_is_one_system_until_somebody_says_so(room: WalRoom, st
     room.push(still.data, f"pg_wal/{first}")  # the old one is as it was
 
 
+def test_a_push_that_is_only_tried_stores_nothing(room: WalRoom, still: Still) -> None:
+    """Also beside a daemon, and of what is there already; it says what the push would."""
+    room.daemon()
+    first, second = still.segments[:2]
+    room.push(still.data, f"pg_wal/{first}", "--dry-run")
+    assert not list(room.repository.rglob(first)) and not list(
+        room.repository.rglob("wal/sources/*")
+    )
+    room.push(still.data, f"pg_wal/{first}")
+    before = sorted(room.repository.rglob("wal/**/*"))
+    room.push(still.data, f"pg_wal/{first}", "--dry-run")
+    room.push(still.data, f"pg_wal/{second}", "--dry-run")
+    another = another_system(room, still, first)
+    assert "4711" in room.push(another, f"pg_wal/{first}", "--dry-run", status=4)
+    assert sorted(room.repository.rglob("wal/**/*")) == before
+    assert not [one for one in room.repository.rglob("probe/**/*") if one.is_file()]
+
+
 def test_trap_29_a_push_never_ends_above_125(room: WalRoom, still: Still) -> None:
     segment = f"pg_wal/{still.segments[0]}"
     wrong = room.root / "wrong.toml"

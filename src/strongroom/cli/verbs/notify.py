@@ -54,7 +54,7 @@ def test(*names: str, everywhere: Everywhere = _DEFAULT) -> int:
     )
     key = frozenset({message.key})
     faults: dict[str, str] = {}
-    with desk.recorded("notify", what="test of notifications") as run:
+    with desk.recorded("notify", what="test of notifications") as draft:
         for done in tell([message], channels, escalated=key, at=desk.now, host=host):
             faults[done.channel] = done.fault
         for ping in pings:
@@ -63,8 +63,8 @@ def test(*names: str, everywhere: Everywhere = _DEFAULT) -> int:
                 ping.ping()
             except StrongroomError as fault:
                 faults[ping.name] = fault.what
-        run.detail["taken"] = [name for name, said in faults.items() if not said]
-        run.exit = Unreachable.exit_status if any(faults.values()) else 0
+        draft.detail["taken"] = [name for name, said in faults.items() if not said]
+        draft.exit = Unreachable.exit_status if any(faults.values()) else 0
         with suppress(StrongroomError), desk.repository():
             pass  # opened, so that it can be recorded: a test must not fail for want of a repository
     rows = [{"channel": name, "taken": not fault, "fault": fault} for name, fault in faults.items()]

@@ -83,23 +83,20 @@ def _run(
     except subprocess.TimeoutExpired:
         return None, f"archive_command did not end within {seconds:g} s"
     said = done.stderr.decode("utf-8", "replace")
-    what, do, code = _four_lines(said)
-    return Attempt(done.returncode, what, do, code, files.account), ""
+    what, do = _what_it_said(said)
+    return Attempt(done.returncode, what, do, files.account), ""
 
 
-def _four_lines(said: str) -> tuple[str, str, str]:
-    """What happened, what to do and the code, out of what our command said last."""
-    what = do = code = ""
+def _what_it_said(said: str) -> tuple[str, str]:
+    """What happened and what to do, out of the four lines that our command ends with."""
+    what = do = ""
     lines = said.splitlines()
     for at, line in enumerate(lines):
         if line.startswith("strongroom: "):
-            what, do, code = line.removeprefix("strongroom: "), "", ""
-            for later in lines[at + 1 : at + 4]:
-                if later.startswith("  to do: "):
-                    do = later.removeprefix("  to do: ")
-                elif "docs/reference/errors.md#" in later:
-                    code = later.split()[0]
-    return (what or " ".join(lines[-1:]).strip()), do, code
+            what = line.removeprefix("strongroom: ")
+            later = [one for one in lines[at + 1 : at + 4] if one.startswith("  to do: ")]
+            do = later[0].removeprefix("  to do: ") if later else ""
+    return (what or " ".join(lines[-1:]).strip()), do
 
 
 def _there(directory: str, name: str) -> bool:
