@@ -77,12 +77,16 @@ class History:
 
     def __init__(self, repository: Repository, journal: Journal | None) -> None:
         self._catalogue, self._journal = repository.catalogue, journal
+        self._asked = False  # the log is read once for all jobs that are judged together
 
     def runs(self, source: str | None, type: str) -> Sequence[PastRun]:
         """The newest backup of a source that left something; else the runs of that type."""
         if type == "backup" and source is not None:
             return self._newest(source)
-        return [] if self._journal is None else self._journal.runs(source, type)
+        if self._journal is None:
+            return []
+        asked, self._asked = self._asked, True
+        return self._journal.runs(source, type, refresh=not asked)
 
     def _newest(self, source: str) -> list[PastRun]:
         names = sorted(entry.name for entry in self._catalogue.storage.list(f"snapshots/{source}/"))

@@ -20,6 +20,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from functools import lru_cache
 from itertools import groupby
 from typing import Any
 
@@ -294,6 +295,7 @@ def _has_come(text: str, now: float) -> bool:
         return False
 
 
+@lru_cache(4096)
 def _moment(text: str) -> float:
     """The time in a name, in seconds since 1970; ValueError where it is none."""
     return datetime.strptime(text, "%Y%m%dT%H%M%SZ").replace(tzinfo=UTC).timestamp()
