@@ -198,6 +198,24 @@ def channels(
     return found, pings
 
 
+def working_channels(
+    configuration: Configuration, environ: Mapping[str, str]
+) -> tuple[list[Announced], list[Ping], list[StrongroomError]]:
+    """As `channels`, without those that cannot be made here, and why: no other is silent for them."""
+    found: list[Announced] = []
+    pings: list[Ping] = []
+    faults: list[StrongroomError] = []
+    for name in configuration.notify:
+        try:
+            announced, pinged = channels(configuration, environ, names=[name])
+        except StrongroomError as fault:
+            faults.append(fault)
+        else:
+            found += announced
+            pings += pinged
+    return found, pings, faults
+
+
 def _secret(secret: Secret, environ: Mapping[str, str]) -> str:
     return os.fsdecode(resolve(secret, environ))
 

@@ -45,6 +45,8 @@ VERBS: dict[tuple[str, ...], tuple[str, Group]] = {
     ("key", "list"): ("key:list_keys", MANAGE),
     ("key", "add"): ("key:add", MANAGE),
     ("key", "remove"): ("key:remove", MANAGE),
+    ("notify", "list"): ("notify:list", MANAGE),
+    ("notify", "run"): ("notify:run", MANAGE),
     ("notify", "test"): ("notify:test", MANAGE),
     ("serve",): ("schedule:serve", AUTOMATION),
     ("run-due",): ("schedule:run_due", AUTOMATION),

@@ -70,21 +70,29 @@ class Draft:
 
 @dataclass(frozen=True, slots=True)
 class Who:
-    """Whose run it is: host, user, and what set it off."""
+    """Whose run it is: host, user, and what set it off; `cause`: which job, and for which time."""
 
     host: str
     user: str
     trigger: Trigger = "manual"
+    cause: Mapping[str, str] = field(default_factory=dict)
 
 
 def whoever(environ: Mapping[str, str], trigger: Trigger = "manual") -> Who:
-    """This host and this user; with sudo, the one behind it too."""
+    """This host and this user; with sudo, the one behind it too. What runs a job says so in
+    STRONGROOM_TRIGGER, STRONGROOM_JOB and STRONGROOM_DUE."""
     try:
         user = pwd.getpwuid(os.geteuid()).pw_name
     except KeyError:
         user = str(os.geteuid())
     behind = environ.get("SUDO_USER", "")
-    return Who(socket.gethostname(), f"{user} ({behind})" if behind else user, trigger)
+    cause = {}
+    told = environ.get("STRONGROOM_TRIGGER", "")
+    if told in ("schedule", "catch-up"):
+        trigger = "schedule" if told == "schedule" else "catch-up"
+        names = {"job": "STRONGROOM_JOB", "due": "STRONGROOM_DUE"}
+        cause = {key: environ[name] for key, name in names.items() if environ.get(name)}
+    return Who(socket.gethostname(), f"{user} ({behind})" if behind else user, trigger, cause)
 
 
 class Recorder:
@@ -112,6 +120,10 @@ class Recorder:
         self._journal: Journal | None = None
         self._running = 0
 
+    def clean(self, text: str) -> str:
+        """Text without secrets, in a line."""
+        return self._line(text)
+
     @property
     def running(self) -> bool:
         """Whether a run is being recorded."""
@@ -122,6 +134,8 @@ class Recorder:
         from strongroom.observe.journal import Journal  # noqa: PLC0415 -- numpy behind it
         from strongroom.repository.audit import AuditLog  # noqa: PLC0415
 
+        if self._journal is not None:
+            self._journal.close()
         self._journal = Journal(self.folder, AuditLog(repository))
 
     @property
@@ -160,6 +174,16 @@ class Recorder:
             self._end(ticket, draft, draft.fault)
         finally:
             self._running -= 1
+
+    def notice(self) -> None:
+        """Record that the configuration is another one, if it is, before anything is judged by it."""
+        if self._journal is not None:
+            try:
+                self._notice_configuration(self._journal)
+            except Interrupted:
+                raise
+            except Exception as error:
+                self._warn(f"the configuration is not in the audit log yet: {error}")
 
     def tell(
         self, type: Type, *, what: str, source: str = "", detail: Mapping[str, Any] | None = None
@@ -202,7 +226,7 @@ class Recorder:
         what = draft.what
         if fault is not None and str(fault):
             what = f"{what}: {fault}"
-        detail = whole(draft.detail)
+        detail = whole({**draft.detail, **self._who.cause})
         return Run(
             type=begun.type,
             run=begun.run,

@@ -27,54 +27,43 @@ from strongroom.repository.keyring import list_slots
 from strongroom.repository.leases import Leases
 from strongroom.repository.repository import Repository
 from strongroom.repository.wal import Timeline, WalStore
-from strongroom.rules.anomalies import SKEW, Key, Log, Past, SourceState, State
+from strongroom.rules.anomalies import Failed, Key, Log, Past, SourceState, State
 from strongroom.rules.drill import Drilled
 from strongroom.rules.retention import Backup, freezes
 from strongroom.rules.schedule import Job, Verdict
+from strongroom.rules.times import show_time
 
 USED = 20
 """So many of the newest backups of a source are looked at, besides what the journal tells."""
-_TYPES = ("backup", "drill", "check", "config", "alert", "schedule")
+_TYPES = ("backup", "drill", "check", "config", "alert", "schedule", "expire")
 _OUTCOMES = ("done", "incomplete", "failed", "refused", "interrupted", "missed")
 
 
 @dataclass(frozen=True, slots=True)
 class Watched:
-    """The state, and beside it where each job stands, and the times of it that nobody ran."""
+    """The state, and beside it where each job stands, the times of it that nobody ran, and the runs
+    that tell."""
 
     state: State
     verdicts: Sequence[Verdict] = ()
     passed: Mapping[str, tuple[datetime, ...]] = field(default_factory=dict)
+    known: Mapping[str, Sequence[Run]] = field(default_factory=dict)
 
 
 def state_of(
-    repository: Repository,
-    journal: Journal,
-    configuration: Configuration,
-    *,
-    now: datetime,
-    apart: float | None = None,
+    repository: Repository, journal: Journal, configuration: Configuration, *, now: datetime
 ) -> State:
     """What is known of every configured source, of the repository and its keys, at `now`.
 
-    Writers' keys are enough. `apart`: seconds by which the store's clock is ahead of ours, where it
-    was asked (`clocks.clock_difference`, which puts an object): then it is the one that counts.
+    Writers' keys are enough.
     """
-    return look(repository, journal, configuration, now=now, apart=apart).state
+    return look(repository, journal, configuration, now=now).state
 
 
 def look(
-    repository: Repository,
-    journal: Journal,
-    configuration: Configuration,
-    *,
-    now: datetime,
-    apart: float | None = None,
+    repository: Repository, journal: Journal, configuration: Configuration, *, now: datetime
 ) -> Watched:
     """The state, and what the schedule says."""
-    ours = now
-    if apart is not None and abs(apart) > SKEW:
-        now += timedelta(seconds=apart)
     known = known_runs(journal)
     jobs = jobs_of(configuration)
     leases = Leases(
@@ -101,7 +90,6 @@ def look(
             now=now,
             missed=passed.get(f"backup.{name}", ()),
             running_since=running.get(f"backup.{name}"),
-            ours=ours,
         )
         for name, table in configuration.source.items()
     ]
@@ -114,9 +102,9 @@ def look(
         _keys(repository),
         configuration.repository.key_age,
         repository.storage.url,
-        apart,
+        _failed(verdicts, known),
     )
-    return Watched(state, verdicts, passed)
+    return Watched(state, verdicts, passed, known)
 
 
 def limit(configuration: Configuration) -> timedelta:
@@ -181,6 +169,22 @@ def _drill(run: Run) -> Past:
     return past if drill.green or past.outcome != "done" else replace(past, outcome="incomplete")
 
 
+def _failed(verdicts: Iterable[Verdict], known: Mapping[str, Sequence[Run]]) -> list[Failed]:
+    """Jobs whose last time ended badly without a leaf that tells of it, as of a wrong configuration."""
+    told = {
+        (run.detail.get("job"), run.detail.get("due"))
+        for type in ("backup", "drill", "check")
+        for run in known[type]
+    }
+    return [
+        Failed(one.job.name, one.last.due, one.last.exit)
+        for one in verdicts
+        if one.last is not None
+        and one.last.outcome == "failed"
+        and (one.job.name, show_time(one.last.due)) not in told
+    ]
+
+
 # -- a source ----------------------------------------------------------------------------------
 
 
@@ -194,7 +198,6 @@ def _source(
     now: datetime,
     missed: tuple[datetime, ...],
     running_since: datetime | None,
-    ours: datetime,
 ) -> SourceState:
     runs = [run for run in known["backup"] if run.source == name]
     listed = _listed(repository, name)
@@ -210,8 +213,8 @@ def _source(
     physical = isinstance(table, PostgresTable) and table.method == "physical"
     frozen: tuple[str, ...] = ()
     if not policy_of(configuration, table).says_nothing:
-        of = {run.snapshot: run for run in runs}
-        frozen = _frozen(repository, name, listed, of, ours=ours, now=now)
+        frozen = _frozen(repository, name, listed, {run.snapshot: run for run in runs}, now)
+        frozen = frozen or _refused(known["expire"], name)
     return SourceState(
         name,
         [_past(run) for run in backups],
@@ -291,11 +294,9 @@ def _frozen(
     source: str,
     listed: Sequence[_Listed],
     runs: Mapping[str, Run],
-    *,
-    ours: datetime,
     now: datetime,
 ) -> tuple[str, ...]:
-    """As `expire` would judge it; `now` is the store's time where it was asked and is another."""
+    """As `expire` would judge it, but for the store's clock, which would have to be asked by a put."""
     decided = {
         entry.name.rpartition("/")[0].rpartition("/")[2]
         for entry in repository.storage.list(f"fates/{source}/")
@@ -311,7 +312,17 @@ def _frozen(
             continue  # its record does not open
         backups.append(Backup(one.id, one.time, 0 if run is None else run.size, one.stored))
     ordered = sorted(backups, key=lambda each: (each.born, each.id))
-    return freezes(ordered, now=ours, store_now=now)
+    return freezes(ordered, now=now)
+
+
+def _refused(expired: Sequence[Run], source: str) -> tuple[str, ...]:
+    """Why the newest `expire` deleted nothing of it: it has asked the store's clock too."""
+    for run in reversed(expired):
+        if run.source in ("", source):
+            frozen = run.detail.get("frozen")
+            found = frozen.get(source) if isinstance(frozen, Mapping) else None
+            return tuple(map(str, found)) if isinstance(found, list) else ()
+    return ()
 
 
 def _bad_pages(backups: Sequence[Run]) -> int:

@@ -155,6 +155,11 @@ class Leases:
             self.end(lease, outcome="yielded", exit=Busy.exit_status)
             raise _elsewhere(lease)
 
+    def stored(self, lease: Lease) -> float | None:
+        """When a lease was put, in seconds since 1970 by the store's clock; None where it tells none."""
+        entry = self._entry(lease.name)
+        return None if entry is None else entry.modified
+
     def sign(self, lease: Lease, count: int) -> bool:
         """Give the `count`th sign of life; False when the lease was lost to another host."""
         self._put(f"{lease.name}.{count}", self._time())

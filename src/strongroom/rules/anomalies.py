@@ -15,10 +15,10 @@
     check-failed      the newest check found damage
     deletion-frozen   the retention deletes nothing, and why
     key-age           a key is older than it should be
-    clock             this machine's clock and the store's are more than an hour apart
+    job-failed        a job that runs by itself ended badly, and no other condition says so
+    clock             a host's clock and the storage's contradict each other
+    repository        a host cannot open the repository
 
-Ages are those by the store's clock, where it tells: a clock that jumped is one thing that is wrong, and
-makes nothing else late or overdue.
 A condition has a key that stays the same as long as it lasts, so that it is told once and resolved
 once. The usual is the mean of up to seven successful runs before the newest, and needs three.
 """
@@ -41,7 +41,6 @@ USUAL, LEAST = 7, 3
 SIZE_OFF = 0.5
 TIMES_USUAL = 2.0
 SPACE_LEFT = 0.2
-SKEW = 3600.0  # seconds
 _NOISE = 5.0  # seconds: below it, twice the usual time is chance
 
 
@@ -101,11 +100,17 @@ class Key:
 
 
 @dataclass(frozen=True, slots=True)
-class State:
-    """What is known of everything. `free` and `total` are bytes of the storage, where it tells.
+class Failed:
+    """A job that ended badly, at its time `due`; nothing else tells of it."""
 
-    `apart`: seconds by which the store's clock is ahead of ours (negative: behind), where it tells.
-    """
+    job: str
+    due: datetime
+    exit: int
+
+
+@dataclass(frozen=True, slots=True)
+class State:
+    """What is known of everything. `free` and `total` are bytes of the storage, where it tells."""
 
     sources: Sequence[SourceState] = ()
     checks: Sequence[Past] = ()
@@ -114,7 +119,7 @@ class State:
     keys: Sequence[Key] = ()
     key_age: Duration | None = None
     place: str = "the storage"
-    apart: float | None = None
+    jobs: Sequence[Failed] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,31 +141,12 @@ class Condition:
 
 
 def conditions(state: State, *, now: datetime) -> list[Condition]:
-    """Everything that is wrong now, worst first; `now` by our clock."""
-    wrong = state.apart is not None and abs(state.apart) > SKEW
-    if state.apart is not None and wrong:
-        now += timedelta(seconds=state.apart)
+    """Everything that is wrong now, worst first."""
     found = [
-        *(_clock(state, now) if wrong else ()),
         *(each for source in state.sources for each in _of_source(source, now)),
         *_of_storage(state, now),
     ]
     return sorted(found, key=lambda each: (each.severity != "critical", each.key))
-
-
-def _clock(state: State, now: datetime) -> Iterator[Condition]:
-    apart = state.apart or 0.0
-    yield Condition(
-        "clock",
-        "",
-        "critical",
-        f"The clocks of this machine and of the storage are {show_seconds(abs(apart))} apart.",
-        (
-            f"it is {_show(now)} there, and {_show(now - timedelta(seconds=apart))} here",
-            "jobs are not begun, and nothing is deleted, as long as that is so",
-        ),
-        "Set the clock of this machine: `timedatectl`, `chronyc tracking`.",
-    )
 
 
 def _of_source(source: SourceState, now: datetime) -> Iterator[Condition]:
@@ -375,6 +361,16 @@ def _of_storage(state: State, now: datetime) -> Iterator[Condition]:
             tuple(filter(None, (state.checks[-1].what,))),
             "`strongroom check --read-data` names the backups that are hurt.",
         )
+    for job in state.jobs:
+        yield Condition(
+            "job-failed",
+            "",
+            "critical",
+            f"The job {job.job} failed.",
+            (f"its time was {_show(job.due)}; it ended with exit status {job.exit}",),
+            "Run its command by hand and read what it says: `strongroom run-due --list`.",
+            job.job,
+        )
     if state.key_age is not None:
         for key in state.keys:
             if key.created < state.key_age.before(now):
@@ -387,6 +383,33 @@ def _of_storage(state: State, now: datetime) -> Iterator[Condition]:
                     "`strongroom key add` a new one, then `strongroom key remove` this one.",
                     key.label,
                 )
+
+
+def clock_off(host: str, seconds: float) -> Condition:
+    """The clock of a host is so far ahead of the storage's, or behind it."""
+    way = "ahead of" if seconds > 0 else "behind"
+    return Condition(
+        "clock",
+        "",
+        "warning",
+        f"The clock of {host} is {show_seconds(abs(seconds))} {way} the storage's.",
+        ("what is due or late is judged by the storage's clock until then",),
+        "Set the clock, and let it be kept by NTP.",
+        host,
+    )
+
+
+def out_of_reach(host: str, what: str) -> Condition:
+    """A host cannot open the repository: nothing is backed up from there."""
+    return Condition(
+        "repository",
+        "",
+        "critical",
+        f"{host} cannot open the repository.",
+        (what,),
+        "`strongroom doctor` says what is wrong.",
+        host,
+    )
 
 
 def _mean(values: Iterable[float]) -> float:
@@ -406,6 +429,7 @@ class Told:
     """An alert that was raised and not resolved: since when, and what became of telling it.
 
     `sent`: when a channel took it last; None as long as none did. `tried`: attempts since then.
+    `condition` is what was told, `host` who told it first.
     """
 
     key: str
@@ -413,6 +437,8 @@ class Told:
     sent: datetime | None = None
     tried: int = 0
     last_try: datetime | None = None
+    condition: Condition | None = None
+    host: str = ""
 
 
 Word = Literal["raise", "retry", "escalate", "remind", "resolve", "drop"]
@@ -478,19 +504,21 @@ def _word(before: Told | None, now: datetime, manners: Manners) -> Word | None:
         if not _may_try(before, now, manners):
             return None
         return "escalate" if before.tried >= manners.escalate_after else "retry"
-    return "remind" if now - before.sent >= manners.remind else None
+    # A time to come is of a clock that was set back since.
+    return "remind" if abs(now - before.sent) >= manners.remind else None
 
 
 def _may_try(before: Told, now: datetime, manners: Manners) -> bool:
     if not before.tried or before.last_try is None:
         return True
     pause = min(manners.retry * (1 << min(before.tried - 1, 20)), manners.slowest)
-    return now - before.last_try >= pause
+    return abs(now - before.last_try) >= pause
 
 
 __all__ = [
     "Action",
     "Condition",
+    "Failed",
     "Key",
     "Log",
     "Manners",
@@ -499,5 +527,7 @@ __all__ = [
     "State",
     "Told",
     "alerting",
+    "clock_off",
     "conditions",
+    "out_of_reach",
 ]

@@ -127,7 +127,8 @@ class State(Enum):
 class Verdict:
     """Where a job stands, and why. `due` is the time that it is about, `number` that of the lease to
     take; `missed` are times that nobody served, the last first, and will not be made up for; `tried`
-    that somebody took `due` already; `since` when the run began that goes on."""
+    that somebody took `due` already; `since` when the run began that goes on; `last` is the newest time
+    that ended."""
 
     job: Job
     state: State
@@ -138,6 +139,7 @@ class Verdict:
     missed: tuple[datetime, ...] = ()
     tried: bool = False
     since: datetime | None = None
+    last: Held | None = None
 
     @property
     def runs(self) -> bool:
@@ -169,7 +171,16 @@ def plan(
     `runs` and `held` are by the name of the job; nothing was due before `began`.
     """
     verdicts = [
-        decide(job, now=now, began=began, runs=runs.get(job.name, ()), held=held.get(job.name, ()))
+        replace(
+            decide(
+                job, now=now, began=began, runs=runs.get(job.name, ()), held=held.get(job.name, ())
+            ),
+            last=max(
+                (one for one in held.get(job.name, ()) if one.outcome),
+                key=lambda one: one.due,
+                default=None,
+            ),
+        )
         for job in jobs
     ]
     busy = {one.job.source: one.job.name for one in verdicts if _is_running(one)} | {"": ""}

@@ -1,8 +1,9 @@
-"""notify test."""
+"""notify test, notify run, notify list."""
 
 from __future__ import annotations
 
 import socket
+from typing import TYPE_CHECKING, Any
 
 from strongroom import wiring
 from strongroom.cli.desk import Desk
@@ -10,6 +11,10 @@ from strongroom.cli.flags import Everywhere
 from strongroom.cli.names import show_text
 from strongroom.errors import NotFound, StrongroomError, Unreachable
 
+if TYPE_CHECKING:
+    from strongroom.rules.anomalies import Condition
+
+PROMISE_MISSED = 10
 _DEFAULT = Everywhere()
 
 
@@ -72,3 +77,88 @@ def test(*names: str, everywhere: Everywhere = _DEFAULT) -> int:
         )
     )
     return Unreachable.exit_status
+
+
+def run(*, everywhere: Everywhere = _DEFAULT) -> int:
+    """Look at everything and tell what is to be told now, as `run-due` and `serve` do by themselves.
+
+    Exit status 10 when something critical is wrong, 7 when a channel did not take what it was to tell.
+    """
+    from strongroom.cli.telling import Teller  # noqa: PLC0415
+
+    desk = Desk(everywhere)
+    teller = Teller(desk)
+    with teller.about_repository(), desk.repository() as repository:
+        teller.opened(repository)
+        carried = teller.tell(repository, ping=True)
+    if carried is None:
+        return Unreachable.exit_status
+    status = Unreachable.exit_status if carried.faults else 0 if carried.well else PROMISE_MISSED
+    body = {
+        "wrong": [_wrong(one) for one in carried.wrong],
+        "told": [
+            {"key": one.key, "word": one.word, "channel": one.channel, "fault": one.fault}
+            for one in carried.deliveries
+        ],
+        "missed": carried.missed,
+        "pinged": carried.pinged,
+        "elsewhere": carried.elsewhere,
+    }
+    desk.output.event("result", {"verb": "notify run", "exit": status, **body})
+    for one in carried.wrong:
+        desk.output.line(f"{one.severity.upper():8}  {one.key}: {show_text(one.what)}")
+    for done in carried.deliveries:
+        said = f"not by {done.channel}: {done.fault}" if done.fault else f"by {done.channel}"
+        desk.output.line(f"{done.word:8}  {done.key}: {show_text(said)}")
+    if not carried.wrong:
+        desk.output.line("Nothing is wrong.")
+    return status
+
+
+def list(*, everywhere: Everywhere = _DEFAULT) -> int:
+    """Say what is open: what was told, since when, and what nobody could be told yet."""
+    from strongroom.cli.records import show_moment  # noqa: PLC0415
+    from strongroom.operations.alerting import open_alerts  # noqa: PLC0415
+
+    desk = Desk(everywhere)
+    with desk.repository() as repository:
+        desk.recorder.opened(repository)
+        journal = desk.recorder.journal
+        alerts = [] if journal is None else open_alerts(journal)
+    body = [
+        {
+            "key": one.key,
+            "raised": one.raised.isoformat(),
+            "sent": None if one.sent is None else one.sent.isoformat(),
+            "tried": one.tried,
+            "host": one.host,
+            **({} if one.condition is None else _wrong(one.condition)),
+        }
+        for one in alerts
+    ]
+    desk.output.document("notify", {"alerts": body})
+    rows = [
+        [
+            one.key,
+            show_moment(one.raised),
+            "nobody yet" if one.sent is None else show_moment(one.sent),
+            show_text("" if one.condition is None else one.condition.what),
+        ]
+        for one in alerts
+    ]
+    if rows:
+        desk.output.table(["alert", "since", "told", "what"], rows)
+    else:
+        desk.output.note("No alert is open.")
+    return 0
+
+
+def _wrong(one: Condition) -> dict[str, Any]:
+    return {
+        "key": one.key,
+        "source": one.source,
+        "severity": one.severity,
+        "what": one.what,
+        "reasons": [*one.reasons],
+        "do": one.do,
+    }

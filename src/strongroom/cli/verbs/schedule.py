@@ -16,6 +16,7 @@ from strongroom.cli.flags import Everywhere
 from strongroom.cli.names import show_text
 from strongroom.cli.output import error_body
 from strongroom.cli.records import show_moment
+from strongroom.cli.telling import Teller
 from strongroom.cli.watch import Watch
 from strongroom.errors import (
     Busy,
@@ -68,6 +69,7 @@ def run_due(
     jobs = chosen(jobs_of(desk), job or [])
     if dry_run or list:
         with desk.repository() as repository:
+            desk.recorder.opened(repository)
             verdicts = _judge(desk, repository, jobs)
         shown = verdicts if list else [one for one in verdicts if one.runs]
         desk.output.event(
@@ -75,8 +77,10 @@ def run_due(
         )
         _show(desk, shown, listing=list)
         return 0
+    teller = Teller(desk)
     with Watch(wiring.steady) as watch:
-        done = [*_run_all(desk, jobs, watch, grace=0.0)]
+        with teller.about_repository():
+            done = [*_run_all(desk, jobs, watch, teller, grace=0.0)]
         watch.check()
     if not done:
         desk.output.note("nothing is due")
@@ -96,18 +100,21 @@ def serve(*, everywhere: Everywhere = _DEFAULT) -> int:
     """
     desk = Desk(everywhere)
     jobs = jobs_of(desk)
+    teller = Teller(desk)
     desk.output.note(f"serving {len(jobs)} jobs")
     with Watch(wiring.steady) as watch:
         while watch.stop is None:
             if watch.hangup:
                 watch.hangup = False
                 desk = _read_again(desk, everywhere)
+                teller = Teller(desk)
             grace = float(desk.configuration.schedule.grace.approximate_seconds)
             pause = _POLL
             try:
                 jobs = jobs_of(desk)
-                for _ in _run_all(desk, jobs, watch, grace=grace):
-                    continue
+                with teller.about_repository():
+                    for _ in _run_all(desk, jobs, watch, teller, grace=grace):
+                        continue
                 now = desk.now
                 times = [(each.cron.next(now, each.zone) - now).total_seconds() for each in jobs]
                 limit = desk.configuration.schedule.lease.approximate_seconds / 2
@@ -170,15 +177,21 @@ def _limit(desk: Desk) -> timedelta:
 def _judge(desk: Desk, repository: Repository, jobs: Sequence[Job]) -> list[Verdict]:
     from strongroom.operations.scheduling import judge  # noqa: PLC0415 -- numpy behind it
 
-    return judge(repository, jobs, _leases(desk, repository), now=desk.now)
+    return judge(
+        repository, jobs, _leases(desk, repository), journal=desk.recorder.journal, now=desk.now
+    )
 
 
 def _run_all(
-    desk: Desk, jobs: Sequence[Job], watch: Watch, *, grace: float
+    desk: Desk, jobs: Sequence[Job], watch: Watch, teller: Teller, *, grace: float
 ) -> Iterator[dict[str, Any]]:
-    """Run what is due, judged anew after each job; yield a document for each that was tried."""
+    """Run what is due, judged anew after each job; yield a document for each that was tried.
+
+    What is wrong is told when a time was missed, after each job, and where there is nothing to do.
+    """
     tried: set[str] = set()
     with _opened(desk) as repository:
+        teller.opened(repository)
         if not repository.identity.capabilities.put_if_absent:
             desk.output.warning(
                 "this store cannot tell which of two hosts was first: let one host alone run jobs"
@@ -189,11 +202,17 @@ def _run_all(
                 for one in verdicts:
                     if one.state in (State.MISSED, State.OVERRUN):
                         desk.output.warning(f"{one.job.name}: {'; '.join(one.reasons)}")
+                if any(one.passed for one in verdicts):
+                    teller.tell(repository)
             todo = [one for one in verdicts if one.runs and one.job.name not in tried]
             if not todo:
+                if not tried:
+                    teller.tell(repository, ping=True)
                 return
             tried.add(todo[0].job.name)
-            yield _run_one(desk, repository, todo[0], watch, grace)
+            done = _run_one(desk, repository, todo[0], watch, grace)
+            teller.tell(repository, ping=True)
+            yield done
 
 
 @contextmanager
