@@ -115,7 +115,7 @@ def the_clock_jumps(all: Mishaps, when: datetime) -> None:
     all.plan(when, lambda: ahead(40))
     all.plan(when + DAY, lambda: ahead(0))
     # Nothing is begun, and nothing deleted, by a clock that is wrong.
-    all.told.update(["clock", f"backup-late/{DB}", f"backup-missed/{DB}"])
+    all.told.update(["clock/host", f"backup-late/{DB}", f"backup-missed/{DB}"])
     all.told.update([f"deletion-frozen/{name}" for name in (DB, VAULT)])
     if (when + DAY).day == 1:
         all.told.update([f"backup-missed/{VAULT}"])
