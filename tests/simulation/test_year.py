@@ -91,6 +91,14 @@ def the_host_is_off(all: Mishaps, when: datetime) -> None:
 
     all.plan(when, lambda: turn(False))
     all.plan(when + 3 * DAY, lambda: turn(True))
+    back = when + 3 * DAY
+    told = [f"backup-missed/{DB}", f"backup-late/{DB}", f"deletion-frozen/{DB}"]
+    first = back.replace(day=1, hour=3)
+    if when < first < back:
+        told.append(f"backup-missed/{VAULT}")
+        before = (first - DAY).replace(day=1)
+        told += [f"backup-late/{VAULT}"] * (back - before > 32 * DAY)
+    all.told.update(told)
     all.off |= {(when + number * DAY).date() for number in (1, 2)}
 
 
@@ -114,9 +122,8 @@ def the_clock_jumps(all: Mishaps, when: datetime) -> None:
 
     all.plan(when, lambda: ahead(40))
     all.plan(when + DAY, lambda: ahead(0))
-    # Nothing is begun, and nothing deleted, by a clock that is wrong.
+    # Nothing is begun by a clock that is wrong, so nothing is deleted either.
     all.told.update(["clock/host", f"backup-late/{DB}", f"backup-missed/{DB}"])
-    all.told.update([f"deletion-frozen/{name}" for name in (DB, VAULT)])
     if (when + DAY).day == 1:
         all.told.update([f"backup-missed/{VAULT}"])
 
@@ -259,9 +266,6 @@ def live(year: Year, free: Mapping[Callable[[Mishaps, datetime], None], datetime
     year.assert_kept()
     year.assert_nothing_unreachable()
     assert AuditLog(year.repository).verify().faults == []
-    for one in year.sink.took:
-        if one.word != "remind":
-            print(one.at, one.word, one.key)
     assert year.sink.counted("raise") == mishaps.told
     assert year.sink.counted("resolve") == mishaps.told
 

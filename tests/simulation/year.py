@@ -51,6 +51,7 @@ from strongroom.rules.drill import judge as verdict_of
 from strongroom.rules.messages import Message
 from strongroom.rules.proof import HURT, WHOLE
 from strongroom.rules.schedule import Verdict
+from strongroom.rules.times import show_time
 from strongroom.storage.base import Buffer, Entry
 from strongroom.storage.memory import MemoryStorage
 
@@ -287,6 +288,8 @@ class Year:
         while True:
             now = self.clocks.now()
             verdicts = judge(self.repository, self.jobs, self.leases, journal=self.journal, now=now)
+            if not tried and any(one.passed for one in verdicts):
+                self.tell()
             todo = [one for one in verdicts if one.runs and one.job.name not in tried]
             if not todo:
                 break
@@ -321,9 +324,11 @@ class Year:
     ) -> int:
         del every
         assert sign()
+        cause = {"job": verdict.job.name, "due": show_time(verdict.due)}
+        self.recorder._who = Who("host", "backup", cause=cause)
         verb, *words = argv
         try:
-            act = {
+            act: Callable[..., int] = {
                 "backup": self.back_up,
                 "check": self.check,
                 "expire": self.expire,

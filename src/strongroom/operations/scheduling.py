@@ -69,10 +69,10 @@ class Commit:
 
 
 class History:
-    """What was done: backups by their commit records, everything else by the journal.
+    """What was done, as the journal tells; and of backups the newest commit record.
 
-    A commit is the one proof of a backup that cannot be lost: its leaf may rest on a host that is
-    gone, or be older than the log; and what is backed up already is not to be backed up again.
+    The leaf of a backup may rest on a host that is gone, or the backup be older than the log: it is
+    there all the same, and is not to be made again.
     """
 
     def __init__(self, repository: Repository, journal: Journal | None) -> None:
@@ -80,13 +80,12 @@ class History:
         self._asked = False  # the log is read once for all jobs that are judged together
 
     def runs(self, source: str | None, type: str) -> Sequence[PastRun]:
-        """The newest backup of a source that left something; else the runs of that type."""
-        if type == "backup" and source is not None:
-            return self._newest(source)
-        if self._journal is None:
-            return []
-        asked, self._asked = self._asked, True
-        return self._journal.runs(source, type, refresh=not asked)
+        """The runs of a source, of a type."""
+        told: list[PastRun] = []
+        if self._journal is not None:
+            asked, self._asked = self._asked, True
+            told += self._journal.runs(source, type, refresh=not asked)
+        return told + self._newest(source) if type == "backup" and source is not None else told
 
     def _newest(self, source: str) -> list[PastRun]:
         names = sorted(entry.name for entry in self._catalogue.storage.list(f"snapshots/{source}/"))

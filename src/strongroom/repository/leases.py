@@ -155,6 +155,11 @@ class Leases:
             self.end(lease, outcome="yielded", exit=Busy.exit_status)
             raise _elsewhere(lease)
 
+    def last(self, job: str, due: datetime) -> int:
+        """The number of the last host that took a time, however long ago; 0 where nobody did."""
+        found = _times(self._storage.list(f"{PREFIX}{job}/{utc_text(due)}/"))
+        return max(found.get(due, {}), default=0)
+
     def stored(self, lease: Lease) -> float | None:
         """When a lease was put, in seconds since 1970 by the store's clock; None where it tells none."""
         entry = self._entry(lease.name)
