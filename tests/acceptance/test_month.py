@@ -362,7 +362,7 @@ def assert_kept(month: Month, now: datetime) -> None:
     # The bases of seven days, and the one from which the oldest of its moments is recovered.
     opens = now - 7 * DAY
     base = [one for one in nights if one > opens]
-    base = [max(one for one in nights if one <= opens), *base]
+    base = [*[one for one in nights if one <= opens][-1:], *base]
     assert [f"{one:%m-%d}" for one in kept["db"]] == [f"{one:%m-%d}" for one in base]
     firsts = [one for one in nights if one.day == 1]
     assert [f"{one:%m-%d}" for one in kept["vault"]] == [f"{one:%m-%d}" for one in firsts]
