@@ -281,7 +281,7 @@ MUTANTS: dict[str, Mutate] = {
     "announce after commit": announce_after_commit,
     "commit over a tombstone": commit_over_a_tombstone,
     "index after commit": index_after_announcing,
-    "p2 does not read refs again": only_once("_refs"),
+    "p2 does not read refs again": only_once("_every_refs"),
     "p2 resolves refs by an old index": only_once("_read_index"),
     "orphans are dropped without a tombstone": without_tombstones,
     "nothing is moved": without_moving,

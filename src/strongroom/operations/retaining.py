@@ -57,6 +57,9 @@ def judge(
 ) -> Judged:
     """Plan the retention of one source. `proof` is what checks and drills said of its backups.
 
+    `physical`: log can be replayed on its backups, where none of their records tells. Where they do,
+    they are right: the source may have been configured otherwise once.
+
     The start of the next base's recovery is not asked of the facts, which only a reader's key opens:
     the time of the commit, which is a little later, keeps no less.
     """
@@ -67,6 +70,7 @@ def judge(
         if entry.modified is not None
     }
     snapshots = {one.id: one for one in listing.snapshots}
+    told = any(one.log for one in listing.snapshots)  # else all are of before records told it
     backups = [
         Backup(
             one.id,
@@ -75,14 +79,14 @@ def judge(
             stored.get(one.name),
             good=one.id not in proof.damaged,
             verified=one.id in proof.verified,
-            base=physical and one.kind == "postgres",
+            base=bool(one.log) or (physical and one.kind == "postgres" and not told),
             stop=one.time,
         )
         for one in listing.snapshots
     ]
     fates = {one.id: _fate(listing, one) for one in listing.snapshots}
     holds = [
-        Hold(name, fate.held, fate.why)
+        Hold(name, None if fate.damaged else fate.held, fate.damaged or fate.why)
         for name, fate in fates.items()
         if fate.damaged or fate.for_good or fate.held is not None
     ]

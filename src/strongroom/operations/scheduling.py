@@ -10,16 +10,15 @@ from typing import Protocol
 from zoneinfo import ZoneInfo
 
 from strongroom.config.model import Configuration
-from strongroom.errors import Damaged, ObjectMissing, Refused, StorageUnreachable
+from strongroom.errors import Damaged, ObjectMissing, StorageUnreachable
 from strongroom.observe.journal import Journal
 from strongroom.repository.leases import Lease, Leases, Told
 from strongroom.repository.repository import Repository
 from strongroom.rules.cron import Cron
-from strongroom.rules.schedule import Held, Job, PastRun, Verdict, plan, worst
+from strongroom.rules.schedule import Held, Job, PastRun, Verdict, plan
 
 BACKUP, DRILL = "backup.", "drill."
 _LOOKED_AT = 20  # commit records of a source that are opened to find the last good one
-_GOES_ON = (0, 10, Refused.exit_status)  # where `expire` refuses, `prune` spares what it refused
 _OUTCOMES = {0: "done", 10: "done", 3: "incomplete", 4: "refused"}
 
 
@@ -77,14 +76,20 @@ class History:
 
     def __init__(self, repository: Repository, journal: Journal | None) -> None:
         self._catalogue, self._journal = repository.catalogue, journal
-        self._asked = False  # the log is read once for all jobs that are judged together
+        if journal is not None:
+            journal.refresh()
 
     def runs(self, source: str | None, type: str) -> Sequence[PastRun]:
         """The runs of a source, of a type."""
         told: list[PastRun] = []
         if self._journal is not None:
-            asked, self._asked = self._asked, True
-            told += self._journal.runs(source, type, refresh=not asked)
+            # What somebody runs by hand may be less, but for a backup: a check of names alone, a prune
+            # that only looks.
+            told += [
+                run
+                for run in self._journal.runs(source, type, refresh=False)
+                if type == "backup" or run.trigger != "manual"
+            ]
         return told + self._newest(source) if type == "backup" and source is not None else told
 
     def _newest(self, source: str) -> list[PastRun]:
@@ -138,21 +143,18 @@ class Runner(Protocol):
 
 
 def run_job(leases: Leases, verdict: Verdict, run: Runner, *, limit: timedelta) -> int:
-    """Take the lease of a job that is to run, run its steps until one fails, end the lease;
-    the status is the worst of theirs.
+    """Take the lease of a job that is to run, run its steps until one fails, end the lease.
 
     Busy when another host was first; Refused when our clock is ahead.
     """
     lease = leases.take(verdict.job.name, verdict.due, verdict.number)
     signs = _Signs(leases, lease)
     status, outcome = 130, "interrupted"
-    statuses = []
     try:
         for step in verdict.job.steps:
-            statuses.append(run(step, verdict, signs.give, limit.total_seconds() / 4))
-            if statuses[-1] not in _GOES_ON:
+            status = run(step, verdict, signs.give, limit.total_seconds() / 4)
+            if status not in (0, 10):
                 break
-        status = worst(statuses)
         outcome = outcome_of(status)
     finally:
         if not signs.lost:

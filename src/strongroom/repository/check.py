@@ -54,6 +54,7 @@ from strongroom.repository.fates import PREFIX, Fates
 from strongroom.repository.footers import footers, read_footer
 from strongroom.repository.index import ABSENT, Index
 from strongroom.repository.reader import ChunkReader, SnapshotReader
+from strongroom.repository.reports import Reports
 from strongroom.repository.repository import Repository
 from strongroom.storage.base import Buffer, Storage
 from strongroom.storage.base import Entry as StoredObject
@@ -277,9 +278,25 @@ class Checker:
             return
         for found in looked.faults:
             report.findings.append(Finding(0, found.object, f"audit log: {found.reason}"))
+        if report.level >= 2:
+            self._look_at_reports(report)
         for name, unread in looked.unread.items():
             self._miss(report, name, unread)
         report.notes += looked.notes
+
+    def _look_at_reports(self, report: Report) -> None:
+        """The reports of drills: each is what its writer signed."""
+        reports = Reports(self._repository, storage=self._storage)
+        for name in sorted(self._sizes):
+            run = audit_names.report_run(name)
+            if run is None:
+                continue
+            try:
+                reports.open(reports.get(run))
+            except OUT_OF_REACH as fault:
+                self._miss(report, name, fault)
+            except StrongroomError as fault:
+                report.findings.append(Finding(0, name, f"report of a drill: {fault.what}"))
 
     def _identity(self, report: Report) -> None:
         try:
