@@ -82,15 +82,15 @@ class History:
     def runs(self, source: str | None, type: str) -> Sequence[PastRun]:
         """The runs of a source, of a type."""
         told: list[PastRun] = []
-        if type == "backup" and source is not None:
-            if self._journal is not None:
-                told += self._journal.runs(source, type, refresh=False)
-            return told + self._newest(source)
         if self._journal is not None:
-            # What somebody runs by hand may be less: a check of names alone, a drill of another moment.
-            runs = self._journal.runs(source, type, refresh=False)
-            told += [run for run in runs if run.trigger != "manual"]
-        return told
+            # What somebody runs by hand may be less, but for a backup: a check of names alone, a prune
+            # that only looks.
+            told += [
+                run
+                for run in self._journal.runs(source, type, refresh=False)
+                if type == "backup" or run.trigger != "manual"
+            ]
+        return told + self._newest(source) if type == "backup" and source is not None else told
 
     def _newest(self, source: str) -> list[PastRun]:
         names = sorted(entry.name for entry in self._catalogue.storage.list(f"snapshots/{source}/"))
