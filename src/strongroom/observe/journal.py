@@ -136,6 +136,8 @@ class Journal:
                 ticket.end(run, self._log.repository_id)
                 self.append(ticket)
                 count += 1
+            except (ValueError, TypeError, KeyError) as fault:  # of this one: the others go on
+                self.warnings.append(f"the {ticket.run.type} in {ticket.path} is no leaf: {fault}")
             finally:
                 ticket.leave()
         return count

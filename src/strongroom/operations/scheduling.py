@@ -10,7 +10,7 @@ from typing import Protocol
 from zoneinfo import ZoneInfo
 
 from strongroom.config.model import Configuration
-from strongroom.errors import Damaged, ObjectMissing, StorageUnreachable
+from strongroom.errors import Damaged, ObjectMissing, StrongroomError
 from strongroom.repository.leases import Lease, Leases, Told
 from strongroom.repository.repository import Repository
 from strongroom.rules.cron import Cron
@@ -157,6 +157,6 @@ class _Signs:
         self._count += 1
         try:
             self.lost = not self._leases.sign(self._lease, self._count)
-        except StorageUnreachable:
+        except StrongroomError:  # nobody took it from us, as far as is known
             return True
         return not self.lost
