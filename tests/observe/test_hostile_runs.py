@@ -8,9 +8,16 @@ from pathlib import Path
 import pytest
 
 from rooms import BIRTH, Clock, drawn, new_room, open_room, seams
-from strongroom.errors import AlreadyExists, Damaged, StorageDenied, StrongroomError
+from strongroom.errors import (
+    AlreadyExists,
+    Damaged,
+    StorageDenied,
+    StorageUnreachable,
+    StrongroomError,
+)
 from strongroom.format import audit as names
 from strongroom.format.run import Run
+from strongroom.observe import journal as journals
 from strongroom.observe.journal import Journal
 from strongroom.operations.recording import Recorder, Who
 from strongroom.operations.scheduling import run_job
@@ -151,3 +158,32 @@ def test_a_sign_of_life_that_cannot_be_put_stops_no_backup(
 
     run_job(leases, verdict, backup, limit=timedelta(minutes=20))  # type: ignore[arg-type]
     assert answers == [True, True, False]
+
+
+@pytest.mark.usefixtures("small")
+def test_a_long_log_is_read_some_at_a_time_and_gone_on_with(
+    storage: MemoryStorage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was read before the store failed is there; nothing is read twice, and nothing is left out."""
+    grow(storage, 20)
+    monkeypatch.setattr(journals, "_BATCH", 3)
+    read = AuditLog._read_leaf
+    numbers: list[int] = []
+
+    def fail(self: AuditLog, number: int) -> object:
+        numbers.append(number)
+        if number == 10 and numbers.count(10) == 1:
+            raise StorageUnreachable("no")
+        return read(self, number)
+
+    monkeypatch.setattr(AuditLog, "_read_leaf", fail)
+    journal = Journal(str(tmp_path), log_of(storage))
+    assert [each.what for each in journal.runs()] == [f"backup {number}" for number in range(9)]
+    assert "the newest runs are unknown" in journal.warnings[0]
+    assert [each.what for each in journal.runs()] == [f"backup {number}" for number in range(20)]
+    assert numbers.count(0) == 1
+    journal.close()
+    del storage.objects[names.leaf_name(19)], storage.objects[names.checkpoint_name(20)]
+    again = Journal(str(tmp_path), log_of(storage))
+    assert [each.what for each in again.runs()] == [f"backup {number}" for number in range(19)]
+    assert "it was cut" in " ".join(again.warnings).lower()

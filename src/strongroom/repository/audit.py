@@ -593,7 +593,7 @@ class _Verification:
             if self._every or at > size - names.TILE or at % names.TILE == 0
         ]
         self._report.checkpoints = len(read)
-        for at, found in zip(read, self._log._each(self._checkpoint, read), strict=True):
+        for at, found in self._opened(read):
             name = names.checkpoint_name(at)
             if isinstance(found, Checkpoint):
                 self._compare(found, name, pinned=False)
@@ -601,6 +601,12 @@ class _Verification:
                 self._report.unread[name] = found
             else:
                 self._find(name, _why(found))
+
+    def _opened(self, sizes: Sequence[int]) -> Iterator[tuple[int, Checkpoint | StrongroomError]]:
+        """Some at a time: there are as many as leaves."""
+        for begin in range(0, len(sizes), names.TILE):
+            some = sizes[begin : begin + names.TILE]
+            yield from zip(some, self._log._each(self._checkpoint, some), strict=True)
 
     def _checkpoint(self, size: int) -> Checkpoint | StrongroomError:
         try:
