@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 
@@ -143,7 +144,7 @@ def test_a_sign_of_life_that_cannot_be_put_stops_no_backup(
     answers: list[bool] = []
 
     def fail(name: str, body: dict[str, object]) -> None:
-        if name.endswith(".1"):
+        if name.endswith((".1", ".end")):
             raise fault("no")
         put(name, body)
 
@@ -156,8 +157,11 @@ def test_a_sign_of_life_that_cannot_be_put_stops_no_backup(
         answers.append(sign())  # type: ignore[operator]
         return 0
 
-    run_job(leases, verdict, backup, limit=timedelta(minutes=20))  # type: ignore[arg-type]
+    assert run_job(leases, verdict, backup, limit=timedelta(minutes=20)) == 0  # type: ignore[arg-type]
     assert answers == [True, True, False]
+    before = replace(verdict, due=verdict.due - timedelta(days=1))
+    quick = run_job(leases, before, lambda *_: 0, limit=timedelta(minutes=20))
+    assert quick == 0  # its end could not be put, and it is done all the same
 
 
 @pytest.mark.usefixtures("small")
