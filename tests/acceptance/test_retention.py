@@ -56,6 +56,11 @@ def test_what_goes_goes_in_two_steps_and_comes_back_after_the_first(
     desk.run("keep", "vault", ids[0], "--release")
     desk.run("expire")
     assert ids_of(desk) == ids[2:]
+    desk.run("keep", "vault", ids[1][:8])  # a hold brings back, too
+    assert ids_of(desk) == ids[1:]
+    desk.run("keep", "vault", ids[1], "--release")
+    desk.run("expire")
+    assert ids_of(desk) == ids[2:]
     assert packs(desk) == before
     planned = desk.run("prune", "--dry-run", "--json").result
     assert len(planned["swept"]) == 2 and planned["freed"] > 3_000_000

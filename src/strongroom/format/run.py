@@ -62,8 +62,7 @@ class Run:
         body = {part.name: getattr(self, part.name) for part in dataclasses.fields(self)}
         for name in _TIMES:
             body[name] = body[name].astimezone(UTC).isoformat()
-        body["detail"] = whole(self.detail)
-        return {"version": VERSION, **body}
+        return {"version": VERSION, **whole(body)}
 
     @staticmethod
     def from_json(body: Mapping[str, Any]) -> Run:
@@ -98,16 +97,19 @@ def one_line(text: str) -> str:
 
 
 def whole(value: Any) -> Any:
-    """JSON values whose numbers are whole: fractions become text, in their shortest form."""
-    if isinstance(value, bool) or value is None or isinstance(value, (int, str)):
+    """JSON values whose numbers are whole: fractions become text, in their shortest form. Bytes that
+    are no text, of a name or of the environment, are shown as they are: UTF-8 has none for them."""
+    if isinstance(value, bool) or value is None or isinstance(value, int):
         return value
+    if isinstance(value, str):
+        return value.encode("utf-8", "backslashreplace").decode()
     if isinstance(value, Mapping):
-        return {str(key): whole(each) for key, each in value.items()}
+        return {whole(str(key)): whole(each) for key, each in value.items()}
     if isinstance(value, (list, tuple, set, frozenset)):
         return [whole(each) for each in value]
     if isinstance(value, datetime):
         return value.isoformat()
-    return str(value)
+    return whole(str(value))
 
 
 _FIELDS = tuple(part.name for part in dataclasses.fields(Run))

@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import lru_cache
+from itertools import islice
 from typing import Any, TypeVar
 
 from strongroom.errors import Damaged, ObjectMissing, StrongroomError
@@ -30,6 +31,7 @@ from strongroom.repository.audit import AuditLog, Head, Leaf, Report
 _T = TypeVar("_T")
 _VERSION = 1
 _CONTRADICTIONS = 16
+_BATCH = 4096  # leaves that are held at once
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS leaf (
     number INTEGER PRIMARY KEY, type TEXT, source TEXT, ended TEXT, document BLOB, hash BLOB);
@@ -139,6 +141,8 @@ class Journal:
                 ticket.end(run, self._log.repository_id)
                 self.append(ticket)
                 count += 1
+            except (ValueError, TypeError, KeyError) as fault:  # of this one: the others go on
+                self.warnings.append(f"the {ticket.run.type} in {ticket.path} is no leaf: {fault}")
             finally:
                 ticket.leave()
         return count
@@ -195,20 +199,16 @@ class Journal:
         size = self._log.size()
         goes_on = not known.size or self._goes_on(base, known, size)
         head = known if goes_on else Head(0, ())
-        leaves = []
-        if size > head.size:
-            leaves = list(self._log.entries(head.size, missed=self._missed))
+        entries = (
+            self._log.entries(head.size, missed=self._missed) if size > head.size else iter(())
+        )
+        while True:  # some at a time: a log of years is longer than memory
+            leaves = list(islice(entries, _BATCH))
             head = leaves[-1].after if leaves else head  # damaged ones behind it: again next time
-        base.execute("BEGIN IMMEDIATE")
-        try:
-            if _load_head(base) == known:  # else another process was faster
-                if not goes_on:
-                    base.execute("DELETE FROM leaf")
-                for leaf in leaves:
-                    _store(base, leaf)
-                _save_head(base, head)
-        finally:
-            base.execute("COMMIT")
+            faster = not self._keep(base, known, leaves, head, anew=not goes_on)
+            if faster or len(leaves) < _BATCH:
+                break
+            known, goes_on = head, True
         last = self._seen.last
         if last is None:
             self._seen.advance(head)
@@ -217,6 +217,29 @@ class Journal:
         elif last.size <= head.size and self._extends(base, last, head):
             self._seen.advance(head)
         return size
+
+    def _keep(
+        self,
+        base: sqlite3.Connection,
+        known: Head,
+        leaves: Sequence[Leaf],
+        head: Head,
+        *,
+        anew: bool,
+    ) -> bool:
+        """Store leaves up to `head`; False when another process went on from `known` meanwhile."""
+        base.execute("BEGIN IMMEDIATE")
+        try:
+            if _load_head(base) != known:
+                return False
+            if anew:
+                base.execute("DELETE FROM leaf")
+            for leaf in leaves:
+                _store(base, leaf)
+            _save_head(base, head)
+            return True
+        finally:
+            base.execute("COMMIT")
 
     def _extends(self, base: sqlite3.Connection, last: Seen, head: Head) -> bool:
         if last.size == head.size:

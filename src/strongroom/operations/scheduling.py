@@ -10,7 +10,7 @@ from typing import Protocol
 from zoneinfo import ZoneInfo
 
 from strongroom.config.model import Configuration
-from strongroom.errors import Damaged, ObjectMissing, StorageUnreachable
+from strongroom.errors import Damaged, ObjectMissing, StrongroomError
 from strongroom.observe.journal import Journal
 from strongroom.repository.leases import Lease, Leases, Told
 from strongroom.repository.repository import Repository
@@ -158,7 +158,10 @@ def run_job(leases: Leases, verdict: Verdict, run: Runner, *, limit: timedelta) 
         outcome = outcome_of(status)
     finally:
         if not signs.lost:
-            leases.end(lease, outcome=outcome, exit=status)
+            with suppress(
+                StrongroomError
+            ):  # the job is what it is; without an end the lease runs out
+                leases.end(lease, outcome=outcome, exit=status)
     return status
 
 
@@ -180,6 +183,6 @@ class _Signs:
         self._count += 1
         try:
             self.lost = not self._leases.sign(self._lease, self._count)
-        except StorageUnreachable:
+        except StrongroomError:  # nobody took it from us, as far as is known
             return True
         return not self.lost

@@ -13,6 +13,7 @@ Nothing here deletes.
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -43,6 +44,7 @@ _RELIST = 8
 _FEW = 32  # leaves of one tile that are read one by one rather than with it
 _READERS = 8
 _TILES_AT_ONCE = 4
+_STRAY = 4096  # so many tiles may be missing before one; a further one is not believed
 _IS_DAMAGED = " of the audit log is damaged: "
 _OUT_OF_REACH = (Unreachable, StorageDenied)
 _T = TypeVar("_T")
@@ -222,7 +224,8 @@ class AuditLog:
         tiles = {
             tile for tile in map(names.tile_number, self._list(names.TILES)) if tile is not None
         }
-        at = max(tiles, default=-1) + 1
+        # What a store lists is its word alone: one name far off must not make millions of leaves.
+        at = max((tile for tile in tiles if tile < len(tiles) + _STRAY), default=-1) + 1
         while True:
             numbers = _numbers(names.leaf_number, self._list(names.folder(at)))
             if not numbers:
@@ -232,7 +235,8 @@ class AuditLog:
             if size % names.TILE:
                 break
             at += 1
-        self._missing = [tile for tile in range(size // names.TILE) if tile not in tiles]
+        missing = (tile for tile in range(size // names.TILE) if tile not in tiles)
+        self._missing = list(itertools.islice(missing, _TILES_AT_ONCE))
         return size
 
     def _document(self, run: Run, head: Head) -> bytes:
@@ -513,9 +517,15 @@ class _Verification:
         report.frontier = head.frontier if sure else ()
 
     def _in_order(self) -> Iterator[tuple[int, Leaf | None]]:
-        size = self._report.size
-        for tile in range(-(-size // names.TILE)):
+        size, after = self._report.size, 0
+        for tile in sorted({number // names.TILE for number in self._leaves} | self._tiles):
             begin, end = tile * names.TILE, min(size, (tile + 1) * names.TILE)
+            if begin > after:  # however many: nothing of them is there
+                self._find(
+                    names.folder(after // names.TILE), f"leaves {after} to {begin - 1} are gone"
+                )
+                yield begin - 1, None
+            after = end
             kept = self._tile(tile) if tile in self._tiles else None
             wanted = [
                 number
@@ -583,7 +593,7 @@ class _Verification:
             if self._every or at > size - names.TILE or at % names.TILE == 0
         ]
         self._report.checkpoints = len(read)
-        for at, found in zip(read, self._log._each(self._checkpoint, read), strict=True):
+        for at, found in self._opened(read):
             name = names.checkpoint_name(at)
             if isinstance(found, Checkpoint):
                 self._compare(found, name, pinned=False)
@@ -591,6 +601,12 @@ class _Verification:
                 self._report.unread[name] = found
             else:
                 self._find(name, _why(found))
+
+    def _opened(self, sizes: Sequence[int]) -> Iterator[tuple[int, Checkpoint | StrongroomError]]:
+        """Some at a time: there are as many as leaves."""
+        for begin in range(0, len(sizes), names.TILE):
+            some = sizes[begin : begin + names.TILE]
+            yield from zip(some, self._log._each(self._checkpoint, some), strict=True)
 
     def _checkpoint(self, size: int) -> Checkpoint | StrongroomError:
         try:

@@ -12,7 +12,7 @@ from strongroom.cli.names import show_text
 from strongroom.cli.progress import listening
 from strongroom.cli.records import ID_SHOWN, show_moment, snapshot_body
 from strongroom.config.model import PostgresTable, SourceTable
-from strongroom.errors import Damaged, Refused, UsageError
+from strongroom.errors import Damaged, NotFound, Refused, UsageError
 from strongroom.rules.durations import parse_duration
 from strongroom.rules.proof import NOTHING
 from strongroom.rules.retention import Backup, Plan
@@ -59,7 +59,12 @@ def keep(
         raise UsageError("--release and --until exclude each other.", do="Give one of them.")
     moment = None if until is None else read_until(until, now=desk.now)
     with desk.recorded("keep", source=source) as run, desk.repository() as repository:
-        snapshot = browse.find_snapshot(repository, source, backup=backup)
+        try:
+            snapshot = browse.find_snapshot(repository, source, backup=backup)
+        except NotFound:
+            if release or backup in ("latest", "oldest"):
+                raise
+            snapshot = browse.find_expired(repository, source, backup)
         run.of(snapshot)
         run.detail |= {"until": None if moment is None else moment.isoformat(), "why": why}
         run.what = f"{'release' if release else 'keep'} backup {snapshot.id} of {source}"
@@ -331,6 +336,8 @@ def _prune_lines(done: Pruned, log: dict[str, Any], *, dry_run: bool) -> list[st
     ]
     if log["files"]:
         lines.append(f"WAL: {log['files']} files ({show_size(log['size'])}) {would}deleted")
+    if log["skipped"]:
+        lines.append(f"WAL: none is deleted. {show_text(log['skipped'])}")
     if done.resumed:
         lines.insert(0, f"generation {done.generation}, which had stopped half-way, was finished")
     return lines
