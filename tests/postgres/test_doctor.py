@@ -61,6 +61,7 @@ class Patient:
             probe=lambda: wiring.probe_source("db", table, environ=os.environ),
             now=self.clock,
             opened=opened,
+            patience=120,
         )
         return {
             one.item.removeprefix("source db").strip(): one for one in look_at_database(database)

@@ -28,8 +28,6 @@ from strongroom.rules.archiving import ArchiveCommand, Archiving, Attempt
 from strongroom.rules.preconditions import Finding, Method
 from strongroom.rules.sizes import show_size
 
-_TRY_SECONDS = 10.0
-
 
 @dataclass(frozen=True, slots=True)
 class Database:
@@ -47,6 +45,7 @@ class Database:
     probe: Callable[[], Mapping[str, Any]]
     now: Callable[[], datetime]
     opened: Opened
+    patience: float  # seconds that archive_command has when it is tried
 
     @property
     def item(self) -> str:
@@ -255,7 +254,9 @@ def _archiving(
     settings, counts = seen.server.settings, seen.archiver
     command = archiving.read_archive_command(settings.get("archive_command", ""))
     on = settings["archive_mode"] != "off" and not settings.get("archive_library")
-    attempt, not_tried = _attempt(seen, command, directory, files, reason) if on else (None, "")
+    attempt, not_tried = (
+        _attempt(seen, command, directory, files, reason, database.patience) if on else (None, "")
+    )
     systems, stored, conflict = _kept(database, seen)
     timeout = seen.server.number("archive_timeout")
     return Archiving(
@@ -289,6 +290,7 @@ def _attempt(
     directory: str | None,
     files: LocalFiles | None,
     reason: str,
+    seconds: float,
 ) -> tuple[Attempt | None, str]:
     if not command.ours:
         return None, ""
@@ -296,9 +298,7 @@ def _attempt(
         return None, reason
     if seen.server.standby and seen.server.settings.get("archive_mode") != "always":
         return None, "a standby does not archive"
-    return try_command(
-        command, directory, files, failed=seen.archiver.last_failed, seconds=_TRY_SECONDS
-    )
+    return try_command(command, directory, files, failed=seen.archiver.last_failed, seconds=seconds)
 
 
 def _kept(database: Database, seen: Inspected) -> tuple[tuple[str, ...], bool | None, str | None]:

@@ -80,7 +80,9 @@ def doctor(
     if findings[0].verdict != "failed":
         if source is not None:
             desk.source_table(source)
-        examination = Examination(_checks(desk, source), seconds=timeout, steady=wiring.steady)
+        examination = Examination(
+            _checks(desk, source, timeout), seconds=timeout, steady=wiring.steady
+        )
         tell(examination.findings())
         hung = examination.hung
     status = _end(desk, findings, hung)
@@ -134,7 +136,7 @@ def _guarded(item: str, probe: Any) -> Finding:
     return found
 
 
-def _checks(desk: Desk, source: str | None) -> list[Check]:
+def _checks(desk: Desk, source: str | None, seconds: float) -> list[Check]:
     from strongroom.operations.doctor import (  # noqa: PLC0415
         Check,
         Opened,
@@ -167,7 +169,7 @@ def _checks(desk: Desk, source: str | None) -> list[Check]:
         checks.append(Check("rclone", lambda: [_rclone(desk)]))
     if any(isinstance(one, PostgresTable) and one.method == "physical" for one in chosen.values()):
         checks.append(Check("open", look_at_mounting))
-    checks += [_source(desk, name, table, opened) for name, table in chosen.items()]
+    checks += [_source(desk, name, table, opened, seconds / 2) for name, table in chosen.items()]
     if not configuration.source:
         none = Finding("sources", "warning", "none is configured", "Add [source.NAME].")
         checks.append(Check("sources", lambda: [none]))
@@ -374,19 +376,21 @@ def _schedule(desk: Desk, repository: Repository, journal: Any, now: datetime) -
 # -- sources -----------------------------------------------------------------------------------
 
 
-def _source(desk: Desk, name: str, table: SourceTable, opened: Opened) -> Check:
+def _source(desk: Desk, name: str, table: SourceTable, opened: Opened, patience: float) -> Check:
     from strongroom.operations.doctor import Check  # noqa: PLC0415
 
     if isinstance(table, PostgresTable):
         database = table
-        return Check(f"source {name}", lambda: _database(desk, name, database, opened))
+        return Check(f"source {name}", lambda: _database(desk, name, database, opened, patience))
     files = table
     if is_remote(files.path):
         return Check(f"source {name}", lambda: _remote(desk, name, files))
     return Check(f"source {name}", lambda: [_counted(desk, name, files)])
 
 
-def _database(desk: Desk, name: str, table: PostgresTable, opened: Opened) -> Iterator[Finding]:
+def _database(
+    desk: Desk, name: str, table: PostgresTable, opened: Opened, patience: float
+) -> Iterator[Finding]:
     from strongroom.operations.doctor import look_at_folder  # noqa: PLC0415
     from strongroom.operations.doctor_database import Database, look_at_database  # noqa: PLC0415
 
@@ -403,6 +407,7 @@ def _database(desk: Desk, name: str, table: PostgresTable, opened: Opened) -> It
             probe=lambda: wiring.probe_source(name, table, environ=desk.environ),
             now=wiring.now,
             opened=opened,
+            patience=patience,
         )
     )
     spool = os.path.join(desk.state_dir, "wal", name)
