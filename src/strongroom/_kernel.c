@@ -430,7 +430,7 @@ static PyObject *py_crc32c(PyObject *module, PyObject *args)
     return PyLong_FromUnsignedLong(sum);
 }
 
-enum { XLOG, XACT };                                   /* resource managers */
+enum { XLOG, XACT, TABLESPACE = 5 };                     /* resource managers */
 enum { CONTINUES = 1, LONG = 2, OVERWRITES = 8, PAGE_INFO = 15 }; /* xlp_info */
 #define SHORT_HEAD 24
 #define LONG_HEAD 40
@@ -493,7 +493,7 @@ typedef struct {
 typedef struct {
     uint64_t start, end;
     size_t main, length; /* in `text` */
-    uint8_t info;
+    uint16_t what;          /* manager << 8 | info */
 } wal_note;
 
 typedef struct {
@@ -521,7 +521,8 @@ static int is_told(const wal_record *r)
         return 0;
     return manager == XACT ||
            (manager == XLOG && (info == 0x00 || info == 0x10 || info == 0x40 || info == 0x70 ||
-                                info == 0x90 || info == 0xD0));
+                                info == 0x90 || info == 0xD0)) ||
+           (manager == TABLESPACE && info == 0x00);
 }
 
 static int feed(wal_walk *w, const uint8_t *part, size_t n)
@@ -686,7 +687,7 @@ static int tell(wal_walk *w, uint64_t end, uint32_t *prepared)
     uint8_t *text = length ? arena_take(&w->text, length) : NULL;
     if (!note || (length && !text))
         return -1;
-    *note = (wal_note){r->start, end, at, length, info};
+    *note = (wal_note){r->start, end, at, length, (uint16_t)(r->head[17] << 8 | info)};
     if (length)
         memcpy(text, main, length);
     return 0;
@@ -877,7 +878,7 @@ static PyObject *wal_notes(const wal_walk *w)
     for (size_t i = 0; list && i < count; i++) {
         const wal_note *note = (const wal_note *)w->notes.at + i;
         const char *text = note->length ? (const char *)w->text.at + note->main : "";
-        PyObject *row = Py_BuildValue("(iKKy#)", note->info, (unsigned long long)note->start,
+        PyObject *row = Py_BuildValue("(iKKy#)", note->what, (unsigned long long)note->start,
                                       (unsigned long long)note->end, text,
                                       (Py_ssize_t)note->length);
         if (row)

@@ -152,7 +152,7 @@ def join_blocks_twin(data: Buffer, most: int) -> tuple[bytes, int, int, bool]:
 
 _NOTED = frozenset({0x00, 0x10, 0x40, 0x70, 0x90, 0xD0})  # xl_info of what `scan_wal` notes
 _SWITCH = 0x40
-_XLOG, _XACT = 0, 1  # resource managers
+_XLOG, _XACT, _TABLESPACE = 0, 1, 5  # resource managers
 _ABORTS, _COMMITS, _ASSIGNMENT = frozenset({0x20, 0x40}), frozenset({0x00, 0x30}), 0x50
 _CONTINUES, _LONG, _OVERWRITES, _PAGE_INFO = 1, 2, 8, 15  # xlp_info
 _SHORT_HEAD, _LONG_HEAD, _RECORD_HEAD = 24, 40, 24
@@ -182,8 +182,9 @@ def scan_wal(data: Buffer, start: int, state: bytes = b"", detail: bool = False)
         aborts; least and greatest time of a commit, greatest of either (PostgreSQL's microseconds);
         the transaction that wrote most, and its bytes: with its subtransactions as far as records
         of this segment tell of them, the least number of several. 0 stands for none;
-    -   notes: (info, start, end, main data) of records about the log itself: checkpoints, switch,
-        restore points, ends of recovery, overwritten records;
+    -   notes: (manager << 8 | info, start, end, main data) of records about the log itself, whose
+        manager is 0: checkpoints, switch, restore points, ends of recovery, overwritten records;
+        and of tablespaces that are made (0x500);
     -   with `detail`, commits and aborts as rows for `wal_ends`, and transactions, ascending, as
         rows for `wal_writers`; without it two times b"";
     -   the state for the next segment; b"" when no known record goes on there.
@@ -250,6 +251,8 @@ class _WalRecord:
         if len(self.head) < _RECORD_HEAD:
             return False
         info, manager = self.head[16], self.head[17]
+        if manager == _TABLESPACE:
+            return info & 0xF0 == 0  # made; 0x10 is for dropped
         return manager == _XACT or (manager == _XLOG and info & 0xF0 in _NOTED)
 
     def feed(self, part: memoryview) -> None:
@@ -412,10 +415,10 @@ class _WalWalk:
         main = _main_data(record.body)
         if main is None:
             return 0
-        if manager == _XLOG:
-            self.notes.append((info & 0xF0, record.start, end, main))
-            return 0
-        return self._tell_transaction(record, end, main)
+        if manager == _XACT:
+            return self._tell_transaction(record, end, main)
+        self.notes.append((manager << 8 | info & 0xF0, record.start, end, main))
+        return 0
 
     def _tell_transaction(self, record: _WalRecord, end: int, main: bytes) -> int:
         info, xid = record.head[16], int.from_bytes(record.head[4:8], "little")

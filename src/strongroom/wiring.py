@@ -15,7 +15,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
@@ -23,9 +23,11 @@ from strongroom.config.loading import SECRET_VARIABLES
 from strongroom.config.model import (
     S3,
     Configuration,
+    FilesDrill,
     FilesTable,
     PagerDutyTable,
     PingTable,
+    PostgresDrill,
     PostgresTable,
     SlackTable,
     SmtpTable,
@@ -46,6 +48,8 @@ if TYPE_CHECKING:
     from strongroom.observe.channels.base import Channel
     from strongroom.observe.channels.web import Ping
     from strongroom.observe.telling import Announced
+    from strongroom.operations.drilling import Course
+    from strongroom.operations.drilling import Wanted as Drill
     from strongroom.operations.runbook_cloud import CloudRunbook
     from strongroom.operations.runbook_database import DatabaseRunbook
     from strongroom.operations.runbook_vault import VaultRunbook
@@ -54,7 +58,7 @@ if TYPE_CHECKING:
     from strongroom.postgres.physical.local import LocalSource
     from strongroom.postgres.physical.stream import StreamSource
     from strongroom.postgres.recovery.settings import Recovery
-    from strongroom.postgres.rights import Rights
+    from strongroom.postgres.rights import Asked
     from strongroom.postgres.server import Conninfo
     from strongroom.postgres.wal.archiver import Archiver
     from strongroom.postgres.wal.daemon import Daemon
@@ -68,7 +72,10 @@ if TYPE_CHECKING:
     from strongroom.repository.ports import Sink, SnapshotReader, Source
     from strongroom.repository.repository import Repository
     from strongroom.repository.seams import Seams
+    from strongroom.rules.preconditions import Finding
+    from strongroom.rules.recovery import Made
     from strongroom.storage.base import Storage
+    from strongroom.storage.looking import Place
 
 
 def now() -> datetime:
@@ -533,59 +540,131 @@ def probe_source(
 
 
 def judge_remote(
-    configuration: Configuration, environ: Mapping[str, str], path: str
-) -> tuple[Literal["ok", "warn", "FAIL"], str, str]:
+    configuration: Configuration, environ: Mapping[str, str], path: str, source: str
+) -> Finding:
     """How the remote of a source is set up, for `doctor`; no secret is in the answer."""
     from strongroom.files.rclone.accounts import lacks_storage, name_of, options_of  # noqa: PLC0415
+    from strongroom.rules.preconditions import Finding, ok  # noqa: PLC0415
 
+    item = f"source {source} remote"
     remote = check_remote(path)
     remotes = rclone(configuration, environ).remotes()
     options = options_of(remote, remotes, environ)
     kind = options.get("type") or "on the fly"
     if lacks_storage(options):
-        return (
-            "FAIL",
+        return Finding(
+            item,
+            "failed",
             f"{name_of(remote)} is Google Drive as a service account, which has no storage of its "
             "own: nothing can be restored to it",
             "Use a Shared Drive (`team_drive`) or domain-wide delegation (`impersonate`).",
         )
     key_file = options.get("service_account_file")
     if key_file and not os.access(os.path.expanduser(key_file), os.R_OK):
-        return (
-            "FAIL",
+        return Finding(
+            item,
+            "failed",
             f"the key file of {name_of(remote)} cannot be read: {key_file}",
             "Correct `service_account_file` of the remote, or its rights.",
         )
-    return "ok", f"{name_of(remote) or remote} is of type {kind}", ""
+    return ok(item, f"{name_of(remote) or remote} is of type {kind}")
 
 
-def client_tools(
+def storage_endpoint(
+    configuration: Configuration, environ: Mapping[str, str]
+) -> tuple[Place | None, str | None, str]:
+    """Where the store is asked, and the TLS that was negotiated there; or why that is not known."""
+    from strongroom.storage.location import parse  # noqa: PLC0415
+    from strongroom.storage.looking import negotiated, place_of  # noqa: PLC0415
+
+    table = configuration.repository
+    if table.url is None:
+        return None, None, ""
+    s3 = table.s3 or S3()
+    place = place_of(parse(table.url), environ, endpoint=s3.endpoint, region=s3.region)
+    if place is None or not place.url.startswith("https:"):
+        return place, None, ""
+    try:
+        return place, negotiated(place, s3.ca_file, environ), ""
+    except StrongroomError as fault:
+        return place, None, fault.what
+
+
+def storage_versions(
+    configuration: Configuration, environ: Mapping[str, str]
+) -> tuple[str, str | None, str | None, str]:
+    """The kind of the store, whether it keeps versions, how it locks objects; or why that is not known."""
+    from strongroom.storage.location import parse  # noqa: PLC0415
+    from strongroom.storage.looking import place_of, versioning  # noqa: PLC0415
+
+    table = configuration.repository
+    if table.url is None:
+        return "file", None, None, ""
+    location, s3 = parse(table.url), table.s3 or S3()
+    if location.scheme != "s3":
+        return location.scheme, None, None, f"{location.scheme}:// is not asked"
+    place = place_of(location, environ, endpoint=s3.endpoint, region=s3.region)
+    assert place is not None
+    settings = {
+        "region_name": s3.region,
+        "aws_access_key_id": _text(s3.access_key_id, environ),
+        "aws_secret_access_key": _text(s3.secret_access_key, environ),
+        "aws_session_token": _text(s3.session_token, environ),
+    }
+    try:
+        kept, locked = versioning(location, place, ca_file=s3.ca_file, settings=settings)
+    except StrongroomError as fault:
+        return location.scheme, None, None, fault.what
+    return location.scheme, kept, locked, ""
+
+
+def rights_wanted(
+    name: str,
     table: PostgresTable,
-) -> tuple[Literal["ok", "warn", "FAIL"], str, str]:
-    """Which client programs a database source has, and which of them are unsafe."""
-    from strongroom.postgres.clients import Clients, faults  # noqa: PLC0415
+    environ: Mapping[str, str],
+    *,
+    role: str | None = None,
+    receives: bool = False,
+) -> Asked:
+    """What the role of a source needs, by what its server says; or why that could not be asked.
 
-    good: list[str] = []
-    bad: list[str] = []
-    for item in Clients.found(table.bin_dir).installed:
-        version = f"{item.version[0]}.{item.version[1]}"
-        found = faults(item.version, "dump")
-        if found:
-            bad.append(f"{version} ({', '.join(fault.id for fault in found)})")
-        else:
-            good.append(version)
-    install = 'Install the newest PostgreSQL client tools, or `pip install "strongroom[demo]"`.'
-    aside = f"; not used, for published vulnerabilities: {', '.join(bad)}" if bad else ""
-    if not good:
-        return "FAIL", f"no pg_dump that is safe to use{aside}", install
-    return "ok", f"pg_dump {', '.join(good)}{aside}", ""
+    `receives`: its log is received too; else that is taken from a slot that is configured, or there.
+    """
+    from strongroom.postgres.grants import Needs, Purpose  # noqa: PLC0415
+    from strongroom.postgres.rights import Asked, ask  # noqa: PLC0415
+    from strongroom.postgres.server import is_near  # noqa: PLC0415
+
+    conninfo, slot = wal_place(name, table, environ)
+    logical = table.method == "logical"
+    every = table.databases == ("*",)
+    premises, away = None, None
+    try:
+        premises = ask(conninfo, () if every else table.databases, every=logical and every)
+    except StrongroomError as fault:
+        away = fault
+    purpose: Purpose = "logical"
+    if not logical:
+        told = table.data_directory or (premises.data_directory if premises else None)
+        near = is_near(conninfo) if premises is None else premises.near
+        here = near and (told is None or os.path.isdir(told))
+        purpose = table.via or ("local" if here else "stream")
+    received = receives or table.slot is not None or (premises and slot in premises.slots)
+    user = conninfo.parameters.get("user") or environ.get("PGUSER")
+    if premises is not None:
+        user = None if premises.superuser else premises.user
+    needs = Needs(
+        role or user or _ROLE,
+        (purpose, "receive") if received else (purpose,),
+        conninfo.database,
+        (premises.databases if premises else table.databases) if logical else (),
+        major=None if premises is None else premises.major,
+        row_security=premises.row_security if premises and logical else (),
+        archives=None if premises is None else premises.archives,
+    )
+    return Asked(needs, premises, away)
 
 
-def database_rights(table: PostgresTable, database: str, *, environ: Mapping[str, str]) -> Rights:
-    """What the role of a database source may not read in one database."""
-    from strongroom.postgres.rights import rights  # noqa: PLC0415
-
-    return rights(table.dsn, database, _text(table.password, environ))
+_ROLE = "strongroom"
 
 
 @dataclass(frozen=True, slots=True)
@@ -808,6 +887,74 @@ def cloud_runbook(
     )
 
 
+def drill_course(
+    source: str,
+    table: SourceTable | None,
+    wanted: Drill,
+    *,
+    repository: Repository,
+    environ: Mapping[str, str],
+    tell: Callable[[str], None],
+    jobs: int | None,
+    progress: Progress,
+) -> Course:
+    """The drill of a source, by what its newest backup is; it need not be configured here."""
+    from strongroom.operations.browse import find_snapshot  # noqa: PLC0415
+    from strongroom.operations.drill_database import ClusterCourse, DumpCourse  # noqa: PLC0415
+    from strongroom.operations.drill_vault import VaultCourse  # noqa: PLC0415
+    from strongroom.operations.points import is_cluster  # noqa: PLC0415
+
+    run = _drill_runner(environ, tell)
+    if find_snapshot(repository, source).kind != "postgres":
+        if wanted.queries:
+            raise UsageError(f"{source} is a vault: it answers no queries.", do="Leave out --sql.")
+        files = table.drill if isinstance(table, FilesTable) else FilesDrill()
+        return VaultCourse(repository, source, files, wanted, run=run, progress=progress)
+    database = table if isinstance(table, PostgresTable) else None
+    kind: type[ClusterCourse] | type[DumpCourse] = (
+        ClusterCourse if is_cluster(repository, source) else DumpCourse
+    )
+    return kind(
+        repository,
+        source,
+        PostgresDrill() if database is None else database.drill,
+        wanted,
+        database=database_of(database),
+        checks=() if database is None else database.runbook.checks,
+        run=run,
+        jobs=jobs,
+        progress=progress,
+    )
+
+
+def drill_scratch(table: SourceTable | None, scratch: str | None) -> str:
+    """Where the drills of a source make what they make."""
+    from strongroom.operations.drill_room import place_for  # noqa: PLC0415
+
+    return place_for(scratch or (None if table is None else table.drill.scratch))
+
+
+def _drill_runner(
+    environ: Mapping[str, str], tell: Callable[[str], None]
+) -> Callable[[Sequence[str], str | None, Mapping[str, str], bool], None]:
+    """Runs commands of a drill: nothing in their environment leads to a server but the throw-away
+    one, they do not outlive the drill, and reach no network unless they may."""
+    from strongroom.operations.commands import run_command  # noqa: PLC0415
+    from strongroom.postgres.embedded import GUARD  # noqa: PLC0415
+
+    kept = {
+        name: value
+        for name, value in environ.items()
+        if name not in SECRET_VARIABLES and name != "DATABASE_URL" and not name.startswith("PG")
+    }
+
+    def run(argv: Sequence[str], cwd: str | None, more: Mapping[str, str], network: bool) -> None:
+        below = [sys.executable, "-I", "-S", GUARD, "command", "" if network else "apart"]
+        run_command(argv, environ={**kept, **more}, cwd=cwd, tell=tell, below=below)
+
+    return run
+
+
 def _runner(
     environ: Mapping[str, str], tell: Callable[[str], None]
 ) -> Callable[[Sequence[str], str | None, Mapping[str, str]], None]:
@@ -944,6 +1091,7 @@ def cluster_sink(
     recovery: Recovery,
     delta: bool,
     spaces: Mapping[bytes, bytes],
+    made: Sequence[Made],
     owner: bool,
     jobs: int | None,
 ) -> Sink:
@@ -955,6 +1103,7 @@ def cluster_sink(
         recovery=recovery,
         delta=delta,
         spaces=spaces,
+        made=made,
         owner=None if owner else False,
         jobs=jobs,
     )

@@ -55,7 +55,11 @@ def test_a_vault_there_and_back(filled: Desk) -> None:
 
     assert "no damage found" in desk.run("check").text
     assert "no damage found" in desk.run("check", "--read-data").text
-    assert desk.run("status").text.startswith("KEPT  vault: recoverable from ")
+    assert re.match(
+        r"OK        vault  recoverable from 20\S+Z until 20\S+Z \(2 backups\); last proved 20\S+Z by "
+        r"reading everything; RPO [0-9.]+ s of 1d promised; RTO [0-9.]+ s \(restore\) of 4h promised\n",
+        desk.run("status").text,
+    )
     assert "2 backups hold" in desk.run("repository", "stats").text
 
 

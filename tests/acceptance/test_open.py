@@ -122,6 +122,24 @@ def test_a_command_finds_the_server_and_its_status_is_ours(story: Story, opener:
     assert "column" in opener.run("open", at, "--sql", "SELECT nothing", status=1)[1]
 
 
+def test_opening_is_a_read_in_the_audit_log(story: Story, opener: Opener) -> None:
+    opener.run("open", f"db@{text(story.before)}", "--exec", "sh -c 'exit 7'", status=7)
+    words = [STRONGROOM, "audit", "export", "--config", str(story.room.config)]
+    environ = {**story.room.environ, **story.environ}
+    said = subprocess.run(words, env=environ, check=True, capture_output=True).stdout
+    log = [json.loads(line) for line in said.splitlines()]
+    read = [line["run"] for line in log if line["type"] == "leaf"][-1]
+    assert (read["type"], read["source"], read["outcome"], read["exit"]) == (
+        "read",
+        "db",
+        "done",
+        0,
+    )
+    assert read["what"] == f"open db@{text(story.before)}"
+    assert read["snapshot"]
+    assert read["detail"]["exit"] == 7
+
+
 def test_what_cannot_be_opened_is_said(story: Story, opener: Opener) -> None:
     opener.run("open", "db@2026-01-01T00:00:00Z", status=5)
     opener.run("open", "db", "--sql", "x", "--exec", "y", status=2)

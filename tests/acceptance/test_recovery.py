@@ -190,6 +190,11 @@ def test_points(story: Story) -> None:
     assert [point["name"] for point in found["restore_points"]] == ["too late"]
     assert found["gaps"] == []
     assert "every moment from" in story.run("points", "db")
+    (source,) = story.json("status", "db")["sources"]
+    assert (source["kind"], source["verdict"]) == ("physical", "unproved")
+    assert source["windows"] == [{name: window[name] for name in ("from", "until")}]
+    assert (source["recoverable_until"], source["gaps"]) == (window["until"], [])
+    assert story.json("status", "db")["sources"][0]["windows"] == source["windows"], "as remembered"
 
 
 def test_one_table_as_it_was(story: Story) -> None:

@@ -75,8 +75,17 @@ def test_what_goes_goes_in_two_steps_and_comes_back_after_the_first(
 
 def test_a_vault_that_is_suddenly_empty_deletes_nothing(four: tuple[Desk, list[str]]) -> None:
     desk, ids = four
+    desk.run("keep", "vault", ids[1])
+    desk.run("expire")
+    assert ids_of(desk, "--expired") == [ids[0]]
     (desk.vault / "alone.bin").unlink()
     desk.run("backup", "vault")
+    # Not even what was decided before: it may be all that is left.
+    pruned = desk.run("prune", "--json")
+    assert (pruned.result["swept"], pruned.result["spared"]) == ([], ["vault"])
+    assert "where 2.2 MiB were usual" in pruned.stderr
+    desk.run("undelete", "vault", ids[0])
+    desk.run("keep", "vault", ids[1], "--release")
     done = desk.run("expire", status=4)
     assert "where 2.2 MiB were usual" in done.stderr
     assert "nothing is deleted now; otherwise it would go" in done.text
@@ -118,3 +127,44 @@ def test_a_hold_needs_a_moment_to_come(filled: Desk, until: str, says: str) -> N
     filled.run("backup", "vault")
     done = filled.run("keep", "vault", "latest", "--until", until, status=2)
     assert says in done.stderr
+
+
+def test_verified_is_what_a_check_read_whole(filled: Desk) -> None:
+    """`minimum` counts what the audit log proves, not what is there."""
+    desk = filled
+    desk.configure(TWO.replace("last = 2", "last = 1, minimum = 2"))
+    made = []
+    for number in range(4):
+        (desk.vault / "alone.bin").write_bytes(os.urandom(100_000))
+        body = desk.run("backup", "vault", "--json").result
+        made.append(body["backups"][0]["snapshot"]["id"])
+        if number == 0:
+            desk.run("check")  # the structure: that proves no backup
+        if number == 1:
+            desk.run("check", "--read-data", "--budget", "0B")
+            checked = desk.run("check", "--read-data", "--json").result
+            assert checked["coverage"] == "whole" and checked["whole"] == made[1::-1]
+    planned = desk.run("expire", "--dry-run", "--json").document["sources"][0]["backups"]
+    assert [one["verified"] for one in planned] == [True, True, False, False]
+    assert [one["stays"] for one in planned] == [True, True, False, True]
+    assert planned[0]["reasons"] == ["never fewer than 2 verified"]
+    assert "never fewer than 2 verified; verified" in desk.run("expire", "--dry-run").text
+    # A journal that was lost knows the same.
+    for path in [*desk.home.rglob("journal.sqlite")]:
+        path.unlink()
+    desk.run("expire")
+    assert ids_of(desk) == [made[0], made[1], made[3]]
+    # What is proved newly takes the place.
+    desk.run("check", "--read-data")
+    desk.run("expire")
+    assert ids_of(desk) == [made[1], made[3]]
+    # What is damaged is verified no more, and the next one that is takes its place.
+    packed = [path for path in (desk.repository / "packs").rglob("*") if path.is_file()]
+    pack = max(packed, key=lambda path: path.stat().st_mtime_ns)
+    pack.chmod(0o600)
+    pack.write_bytes(bytes(len(pack.read_bytes())))
+    hurt = desk.run("check", "--read-data", "--json", status=9).result
+    planned = desk.run("expire", "--dry-run", "--json").document["sources"][0]["backups"]
+    known = {one["id"]: (one["verified"], one["damaged"]) for one in planned}
+    assert hurt["damaged_snapshots"] == [made[3]]
+    assert known == {made[1]: (True, False), made[3]: (False, True)}

@@ -342,6 +342,21 @@ def test_foreign_things_are_not_objects(tmp_path: Path) -> None:
         list(storage.list(""))
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root makes things for others")
+def test_what_root_makes_belongs_to_whom_the_repository_belongs_to(tmp_path: Path) -> None:
+    root = tmp_path / "store"
+    root.mkdir()
+    os.chown(root, 1234, 4321)
+    storage = LocalStorage(root)
+    storage.put("a/b/small", b"x", if_absent=True)
+    storage.put("a/large", bytes(3 << 20))
+    made = [root / "a", root / "a/b", root / "a/b/small", root / "a/large", root / TEMPORARIES]
+    assert {(path.stat().st_uid, path.stat().st_gid) for path in made} == {(1234, 4321)}
+    own = LocalStorage(tmp_path / "own")
+    own.put("a", b"x")
+    assert (tmp_path / "own" / "a").stat().st_uid == 0
+
+
 def test_denied_by_the_file_system(tmp_path: Path) -> None:
     if os.geteuid() != 0:
         root = tmp_path

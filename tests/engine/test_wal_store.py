@@ -488,6 +488,33 @@ def test_trap_60_the_log_of_the_oldest_backup_that_is_there_stays(
     assert Checker(room, progress=Silent()).run(3).findings == []
 
 
+def test_the_log_of_a_backup_that_has_not_ended_stays() -> None:
+    """It began before the only one that is there, and will commit behind it."""
+    time = [1_800_000_000.0]
+    storage = MemoryStorage(now=lambda: time[0])
+    store = WalStore(new_room(storage))
+    store.put(SYSTEM, FIRST, segment("long before"))
+    time[0] += 90_000
+    running = open_room(storage, "long").begin("standby", progress=Silent())
+    for number in (2, 3, 4):
+        time[0] += 600
+        store.put(SYSTEM, name(number), segment(number))
+    log = {"system_id": str(SYSTEM), "start_lsn": "0/4000028", "wal_segment_size": str(1 << 24)}
+    take(open_room(storage, "short"), "db", {b"n": b"1"}, kind="postgres", log=log)
+    writer = open_room(storage, "prune", keyset=writer_keys())
+    assert prune_wal(writer, dry_run=False).files == 1
+    assert store.head(SYSTEM, name(2))
+    running.abandon()
+    assert prune_wal(writer, dry_run=False).files == 2
+    # One that died stands in the way for no longer than a prune waits for it.
+    open_room(storage, "dies").begin("standby", progress=Silent())
+    store.put(SYSTEM, name(1, 2), segment("another"))
+    assert prune_wal(writer, dry_run=False).files == 0
+    time[0] += 8 * 86400
+    take(open_room(storage, "later"), "db", {b"n": b"2"}, kind="postgres", log=log)
+    assert prune_wal(writer, dry_run=False).files == 1
+
+
 def test_who_cannot_tell_what_a_backup_needs_deletes_no_log(
     store: WalStore, storage: MemoryStorage
 ) -> None:

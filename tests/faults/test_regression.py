@@ -127,28 +127,37 @@ def test_the_regression_database(major: int, work: Path) -> None:
 
 
 def logical(cluster: ClusterRoom, work: Path) -> None:
+    logical_is_the_same(cluster, regression.DATABASE, work)
+
+
+def logical_is_the_same(cluster: ClusterRoom, database: str, work: Path | None = None) -> None:
+    """Restore a logical backup into another server; beside what pg_dump and pg_restore make of it,
+    where there is a place for their archive, else beside the original."""
     server = cluster.server
     config = cluster.room.config
     part = config.read_text().split("[source.db]")[1].split("[source.far]")[0]
     config.write_text(
         config.read_text()
         + "\n[source.rows]"
-        + part.replace("dbname=postgres", f"dbname={regression.DATABASE}")
+        + part.replace("dbname=postgres", f"dbname={database}")
         .replace('method = "physical"\n', "")
         .replace('via = "local"\n', "")
     )
     cluster.run("backup", "rows")
-    with EmbeddedServer(server.installation, durable=False, tcp=True) as other:
-        to = f"postgresql://{other.user}@127.0.0.1:{other.port}/{regression.DATABASE}"
+    with EmbeddedServer(
+        server.installation, durable=False, tcp=True, settings={"max_locks_per_transaction": "512"}
+    ) as other:
+        to = f"postgresql://{other.user}@127.0.0.1:{other.port}/{database}"
         said = cluster.run("restore", "rows", "--to", to, env={"PGPASSWORD": other._password})
         assert "restored and verified" in said
-        archive = str(work / "archive")
-        program(
-            server, "pg_dump", "--format=custom", "--no-sync", "-f", archive, regression.DATABASE
-        )
-        with other.connect() as connection:
-            connection.execute("CREATE DATABASE theirs TEMPLATE template0")
-        program(other, "pg_restore", "--dbname=theirs", archive)
-        ours = told(program(other, "pg_dump", "--no-sync", regression.DATABASE))
-        theirs = told(program(other, "pg_dump", "--no-sync", "theirs"))
+        ours = told(program(other, "pg_dump", "--no-sync", database))
+        if work is None:
+            theirs = told(program(server, "pg_dump", "--no-sync", database))
+        else:
+            archive = str(work / "archive")
+            program(server, "pg_dump", "--format=custom", "--no-sync", "-f", archive, database)
+            with other.connect() as connection:
+                connection.execute("CREATE DATABASE theirs TEMPLATE template0")
+            program(other, "pg_restore", "--dbname=theirs", archive)
+            theirs = told(program(other, "pg_dump", "--no-sync", "theirs"))
         assert sorted(ours) == sorted(theirs), difference(theirs, ours)

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from postgres.tls import tls_server
 from strongroom.errors import NotFound
 from strongroom.postgres.embedded import EmbeddedServer, find_server
 
@@ -33,6 +34,13 @@ def _start(major: int, where: str) -> Iterator[EmbeddedServer]:
 @pytest.fixture(scope="session")
 def server15() -> Iterator[EmbeddedServer]:
     yield from _start(15, "`apt-get install postgresql-15`")
+
+
+@pytest.fixture(scope="session")
+def tls15() -> Iterator[EmbeddedServer]:
+    """Debian's, with TLS: the others are built without it."""
+    with tls_server(15) as (server, _):
+        yield server
 
 
 @pytest.fixture(scope="session")

@@ -195,6 +195,9 @@ def everything(major: int, directory: str) -> Recorded:
             "SELECT pg_logical_emit_message(false, 'nobody''s', repeat('z', 1500000))",
         )
         said[POINTS[0]] = _point(made, POINTS[0])
+        outside = os.path.join(made.server.directory, "out, side")
+        made.own(outside, os.mkdir)
+        made.run(f"CREATE TABLESPACE outside LOCATION '{outside}'", "DROP TABLESPACE outside")
         made.run("CHECKPOINT")
         _run_into_a_crash(made)
         said[POINTS[1]] = _point(made, POINTS[1])

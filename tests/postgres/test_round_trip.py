@@ -71,6 +71,11 @@ def test_everything_comes_back(
     assert compare_databases(server.dsn_for(zoo), server.dsn_for(target)) == []
     with server.connect(target) as connection:
         row = connection.execute("SELECT nextval('zoo.odd_sequence'), lo_get(424243)").fetchone()
+        without = connection.execute(  # case P56: a planner that knows nothing of what is there
+            "SELECT array_agg(oid::regclass::text) FROM pg_class WHERE relkind = 'r'"
+            " AND relnamespace = 'zoo'::regnamespace AND reltuples < 0"
+        ).fetchone()
+        assert without == (None,)
     with server.connect(zoo) as connection:
         assert connection.execute("SELECT nextval('zoo.odd_sequence'), ''::bytea").fetchone() == row
 

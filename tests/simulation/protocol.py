@@ -3,6 +3,7 @@
     before    S0 holds X and was expired; S1 lives; both lean on one pack, so that it is repacked
     writers   back up X again, through operations.back_up, with every thread of the pipeline
     pruner    condemns whatever no refs names, moves what lives, deletes the rest
+    deciders  expire S0 by a policy, hold it, revive it: who was told that it stays has it for good
 
 Rule: the invariant is asked of the storage itself, after every operation that could break it.
 """
@@ -38,14 +39,15 @@ from strongroom.format import keyset as keysets
 from strongroom.format import record, segment
 from strongroom.format.keyset import Keyset
 from strongroom.operations.back_up import back_up
-from strongroom.operations.browse import list_snapshots
-from strongroom.operations.retaining import revive
+from strongroom.operations.retaining import expire as expire_by_plan
+from strongroom.operations.retaining import hold, judge, revive
 from strongroom.progress import Silent
 from strongroom.repository import session as sessions
-from strongroom.repository.catalogue import Catalogue
+from strongroom.repository.catalogue import Catalogue, Snapshot
 from strongroom.repository.check import Checker
 from strongroom.repository.footers import footers
 from strongroom.repository.repository import Repository
+from strongroom.rules.retention import Policy
 from strongroom.storage.faulty import flip
 from strongroom.storage.memory import MemoryStorage
 
@@ -66,20 +68,33 @@ class Broken(AssertionError):
 
 
 @functools.cache
-def start() -> dict[str, bytes]:
-    """The objects of the repository before anybody acts."""
+def alive() -> dict[str, bytes]:
+    """The same before S0 was expired."""
     storage = MemoryStorage()
     room = new_room(storage, "start")
     run_backup(room, "before")
     run_backup(room, "kept")
+    return dict(storage.objects)
+
+
+@functools.cache
+def start() -> dict[str, bytes]:
+    """The objects of the repository before anybody acts."""
+    storage = MemoryStorage(alive())
+    room = open_room(storage, "expire")
     expire(room, committed(room)[0])
     return dict(storage.objects)
 
 
+@functools.cache
+def oldest() -> Snapshot:
+    """S0."""
+    return committed(open_room_of(MemoryStorage(alive()), reader_keys(), seed="look"))[0]
+
+
 def expired() -> str:
     """The commit record of S0."""
-    room = open_room_of(MemoryStorage(start()), reader_keys(), seed="look")
-    return list_snapshots(room).expired[0].name
+    return oldest().name
 
 
 def run_backup(room: Repository, held: str) -> str:
@@ -99,21 +114,26 @@ def spoiled() -> dict[str, bytes]:
 
 @dataclass
 class World:
-    """One run's storage, actors and invariant. `bodies` name the actors: "one", "two", "prune", "revive".
+    """One run's storage, actors and invariant. `bodies` name the actors: "one" and "two" back up,
+    "prune", "revive", "hold", "expire".
 
     `spoil` damages the index first: writers mend it, and a prune that comes before that refuses.
+    `alive`: S0 was not expired yet. `promised`: somebody was told that S0 stays.
     """
 
     bodies: tuple[str, ...] = ("one", "two", "prune")
     polite: bool = False
     spoil: bool = False
+    alive: bool = False
+    promised: bool = False
     storage: MemoryStorage = field(default_factory=MemoryStorage)
     restarts: int = 0
     # What was found whole once need not be read again: equal storages restore equally.
     seen: set[int] = field(default_factory=set)
 
     def __post_init__(self) -> None:
-        self.storage.objects.update(spoiled() if self.spoil else start())
+        objects = alive() if self.alive else spoiled() if self.spoil else start()
+        self.storage.objects.update(objects)
 
     def run(self, choose: Choose) -> Stage:
         """Run once; Broken when the invariant fails at any moment or at the end."""
@@ -142,6 +162,18 @@ class World:
             if name == "revive":
                 with contextlib.suppress(Busy, NotFound):
                     revive(room, expired(), now=room.seams.now())
+                    self.promised = self.promised or "expire" not in self.bodies
+                return
+            if name == "hold":
+                with contextlib.suppress(Busy, NotFound):
+                    hold(room, oldest(), until=None, why="the auditor asked", now=room.seams.now())
+                    self.promised = True
+                return
+            if name == "expire":
+                one = Policy(last=1)
+                now = room.seams.now()
+                judged = judge(room, "vault", one, physical=False, now=now, store_now=None)
+                expire_by_plan(room, judged, now=now)
                 return
             try:
                 run_backup(room, name)
@@ -197,7 +229,7 @@ class World:
     def _end(self) -> None:
         """Everything restores, byte for byte; so it does after one more prune and backup of all."""
         self.assert_whole()
-        state = hash(frozenset(self.storage.objects.items()))
+        state = hash((self.promised, frozenset(self.storage.objects.items())))
         if state in self.seen:
             return
         self.assert_restores()
@@ -212,6 +244,8 @@ class World:
     def assert_restores(self) -> None:
         """Read every snapshot through the real read path."""
         room = open_room_of(self.storage, reader_keys(), seed="read")
+        if self.promised and expired() not in [snapshot.name for snapshot in committed(room)]:
+            raise Broken(f"{expired()} is no backup any more, and somebody was told that it stays")
         for snapshot in committed(room):
             expected = HELD[snapshot.labels["held"]]
             try:

@@ -16,7 +16,7 @@ from interleaving import Body, Choose, ScheduledStorage, Stage, at_random, explo
 
 from rooms import drawn, writer_keys
 from strongroom.errors import Busy, Refused
-from strongroom.operations.scheduling import _held
+from strongroom.operations.scheduling import _held, run_job
 from strongroom.repository.catalogue import Catalogue
 from strongroom.repository.leases import KEPT, Leases, old_leases
 from strongroom.repository.seams import Seams
@@ -263,3 +263,44 @@ def test_a_prune_takes_what_is_old_but_the_last_time_of_a_job() -> None:
     assert timedelta(days=7) == KEPT
     world.storage.delete(gone)
     assert old_leases(world.storage) == []
+
+
+def test_times_that_a_clock_ahead_has_left_hide_nothing() -> None:
+    """A host whose clock was forty days ahead: what was served stays known, and is not run again."""
+    world = World(hosts=1, ahead=(timedelta(days=40),))
+    there = world.leases(world.storage, 9)
+    there.end(there.take(JOB.name, DUE, 1), outcome="done", exit=0)
+    ahead = world.leases(world.storage, 0)
+    for day in range(38, 42):
+        with pytest.raises(Refused):
+            ahead.take(JOB.name, DUE + timedelta(days=day), 1)
+    for day in (0, 8, 20):
+        world.now = DUE + timedelta(days=day, minutes=5)
+        world.storage.put(f"leases/check/20260401T000000Z/{day + 1:06}", b"")  # the newest of all
+        world.storage.delete(old_leases(world.storage))
+        assert [one.due for one in world.leases(world.storage, 9).of(JOB.name)] == [DUE]
+
+
+@pytest.mark.parametrize(
+    ("statuses", "ran", "status", "outcome"),
+    [
+        ((0, 0), 2, 0, "done"),
+        ((4, 0), 2, 4, "refused"),  # expire refuses one source; prune spares it
+        ((4, 9), 2, 9, "failed"),
+        ((10, 0), 2, 10, "done"),
+        ((7, 0), 1, 7, "failed"),
+        ((1, 0), 1, 1, "failed"),
+    ],
+)
+def test_steps_go_on_behind_a_refusal(
+    statuses: tuple[int, ...], ran: int, status: int, outcome: str
+) -> None:
+    world = World(hosts=1)
+    leases = world.leases(world.storage, 0)
+    job = Job("expire", (("expire",), ("prune",)), JOB.cron, UTC)
+    verdict = decide(job, now=world.now, began=DUE - MINUTE, runs=(), held=())
+    left = list(statuses)
+    assert run_job(leases, verdict, lambda *_: left.pop(0), limit=LIMIT) == status
+    assert len(statuses) - len(left) == ran
+    (told,) = leases.of("expire")
+    assert (told.outcome, told.exit) == (outcome, status)

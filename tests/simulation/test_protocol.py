@@ -16,6 +16,8 @@ from protocol import Broken, World, make_repeatable
 from strongroom.errors import StrongroomError
 from strongroom.repository import mending
 from strongroom.repository.catalogue import Catalogue, Refs, Snapshot
+from strongroom.repository.fates import Fate as Decided
+from strongroom.repository.fates import Fates
 from strongroom.repository.index import Index
 from strongroom.repository.pruning import Pruner
 from strongroom.repository.session import WriteSession
@@ -82,6 +84,27 @@ def test_who_revives_a_backup_has_all_of_it_or_comes_too_late() -> None:
         continue
     for seed in range(40):
         worlds(at_random(seed, switching=0.4, dying=0.02, deaths=3))
+
+
+@pytest.mark.parametrize("alive", [False, True])
+def test_who_is_told_that_a_backup_stays_keeps_it(alive: bool) -> None:
+    """Expire, hold, undelete and prune at once; every order of them is behind `sweep`."""
+    worlds = Worlds(bodies=("hold", "expire", "prune", "revive"), alive=alive)
+    for _ in explore(worlds, preemptions=1):
+        if worlds.runs >= 80:
+            break
+    for seed in range(20):
+        worlds(at_random(seed, switching=0.4, dying=0.02, deaths=3))
+    assert worlds.ends > 2
+
+
+def test_two_prunes_and_two_writers_with_a_death_at_every_step() -> None:
+    """The first prune dies at each of its operations, one writer half-way, and all come again."""
+    worlds = Worlds(bodies=("prune", "one", "prune", "two"))
+    steps = sum(turn.actor == 0 for turn in worlds(following([])).turns)
+    for step, fate in itertools.product(range(steps), (Fate.DIE_BEFORE, Fate.DIE_AFTER)):
+        worlds(following([Turn(1)] * (step % 9) + [Turn(0)] * step + [Turn(0, fate)]))
+    assert worlds.runs == 1 + 2 * steps > 15
 
 
 def test_a_spoiled_index_is_mended_beside_writers_and_a_pruner() -> None:
@@ -220,6 +243,37 @@ def without_moving(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Pruner, "_assert_safe", lambda self, *what: None)
 
 
+def sweep_without_a_mark(patch: pytest.MonkeyPatch) -> None:
+    """p0 takes what was expired without the decision that makes it too late to revive it."""
+    decide = Fates.decide
+
+    def skip(self: Fates, fate: Decided, act: str, **how: object) -> Decided:
+        return fate if act == "sweep" else decide(self, fate, act, **how)  # type: ignore[arg-type]
+
+    patch.setattr(Fates, "decide", skip)
+
+
+def decide_over_others(patch: pytest.MonkeyPatch) -> None:
+    """A decision that overwrites the one that somebody else made meanwhile."""
+    put = MemoryStorage.put
+
+    def overwrite(self: MemoryStorage, name: str, data: Buffer, *, if_absent: bool = False) -> None:
+        put(self, name, data, if_absent=if_absent and not name.startswith("fates/"))
+
+    patch.setattr(MemoryStorage, "put", overwrite)
+
+
+@pytest.mark.parametrize("mutate", [sweep_without_a_mark, decide_over_others])
+def test_decisions_without_their_order_are_caught(
+    monkeypatch: pytest.MonkeyPatch, mutate: Mutate
+) -> None:
+    mutate(monkeypatch)
+    with pytest.raises(Broken):
+        for alive in (True, False):
+            for _ in orders(Worlds(bodies=("hold", "expire", "prune", "revive"), alive=alive)):
+                continue
+
+
 MUTANTS: dict[str, Mutate] = {
     "without w5": without_w5,
     "dedup against condemned packs": without_w2,
@@ -227,7 +281,7 @@ MUTANTS: dict[str, Mutate] = {
     "announce after commit": announce_after_commit,
     "commit over a tombstone": commit_over_a_tombstone,
     "index after commit": index_after_announcing,
-    "p2 does not read refs again": only_once("_refs"),
+    "p2 does not read refs again": only_once("_every_refs"),
     "p2 resolves refs by an old index": only_once("_read_index"),
     "orphans are dropped without a tombstone": without_tombstones,
     "nothing is moved": without_moving,
@@ -281,6 +335,26 @@ def test_every_death_with_one_preemption(record_property: Record) -> None:
     for _ in explore(worlds, preemptions=1, deaths=1):
         continue
     record_property("faults", ("orders of two actors, one death, one preemption", worlds.runs))
+
+
+@pytest.mark.sweep
+def test_every_death_of_two_prunes_and_two_writers(record_property: Record) -> None:
+    worlds = Worlds(bodies=("one", "prune", "two", "prune"))
+    for _ in explore(worlds, preemptions=0, deaths=1):
+        continue
+    record_property("faults", ("orders of two writers and two prunes, one dies", worlds.runs))
+
+
+@pytest.mark.sweep
+@pytest.mark.parametrize("alive", [False, True])
+def test_every_order_of_deciders_with_two_preemptions(alive: bool, record_property: Record) -> None:
+    worlds = Worlds(bodies=("hold", "expire", "prune", "revive"), alive=alive)
+    for _ in explore(worlds, preemptions=2):
+        if worlds.runs >= 6000:
+            break
+    for seed in range(2000):
+        worlds(at_random(seed, switching=0.4, dying=0.03, deaths=3))
+    record_property("faults", ("orders of expire, hold, undelete and prune", worlds.runs))
 
 
 @pytest.mark.sweep

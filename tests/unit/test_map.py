@@ -14,7 +14,16 @@ PATHS = sorted(set(re.findall(r"`([a-z_/.0-9]+(?:/|\.py|\.md|\.toml|\.c))`", TEX
 
 @pytest.mark.parametrize("path", PATHS)
 def test_a_path_on_the_map_exists(path: str) -> None:
-    outside = ("tests/", "docs/", "src/", "examples/", "scripts/", "recover.py", "pyproject.toml")
+    outside = (
+        "tests/",
+        "docs/",
+        "src/",
+        "examples/",
+        "ops/",
+        "scripts/",
+        "recover.py",
+        "pyproject.toml",
+    )
     assert (ROOT / path if path.startswith(outside) else ROOT / "src/strongroom" / path).exists()
 
 

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from strongroom.format.wal import MadeSpace
 from strongroom.rules.recovery import (
     Base,
     Gap,
@@ -49,6 +50,7 @@ class Facts:
     last_end: datetime | None = None
     largest: tuple[int, int] | None = None
     restore_points: tuple[Point, ...] = ()
+    spaces: tuple[MadeSpace, ...] = ()
     switched: bool = True
     whole: bool = True
 
@@ -289,6 +291,32 @@ def test_restore_points_are_found_by_name() -> None:
     assert "choose one by --lsn 0/300384, 0/500384" in str(
         can_restore(bases, both, Target("name", name="before-upgrade")).reasons
     )
+
+
+def test_tablespaces_that_recovery_makes_are_named() -> None:
+    """Between the start of the chosen backup and where recovery stops, and outside of the cluster."""
+    before, within = MadeSpace(1, SIZE + 50, b"/before"), MadeSpace(2, SIZE + 200, b"/within")
+    after, inside = MadeSpace(3, 4 * SIZE, b"/after"), MadeSpace(4, 2 * SIZE, b"")
+    log = Log(
+        SIZE,
+        {
+            1: Held(
+                {
+                    1: segment(1, spaces=(before, within)),
+                    2: segment(2, spaces=(inside,)),
+                    3: segment(3),
+                    4: segment(4, spaces=(after,)),
+                }
+            )
+        },
+    )
+    only = Base("only", 1, SIZE + 100, SIZE + 300, at(1))
+    verdict = can_restore([only], log, time(2))
+    assert verdict.spaces == (within,)
+    assert verdict.notes == (
+        "recovery makes tablespace 2, which the backup has not, where it was made: '/within'",
+    )
+    assert can_restore([only], log, Target("latest")).spaces == (within, after)
 
 
 def test_a_position_needs_a_record_that_begins_there_or_after() -> None:

@@ -343,3 +343,39 @@ def test_a_hold_keeps_whatever_the_policy(taken: list[Backup], policy: Policy, w
     held = taken[which % len(taken)]
     plan = plan_retention(taken, policy, now=at("2026-12-01T00:00Z"), holds=[Hold(held.id, None)])
     assert held.id in stays(plan)
+
+
+# -- damage ------------------------------------------------------------------------------------
+
+
+def test_damaged_backups_take_only_the_places_that_no_good_one_can_fill() -> None:
+    taken = daily("2026-11-01T02:00:00+00:00", 5)
+    now = taken[-1].time
+    hurt = [backup(each.time, good=number in (0, 2)) for number, each in enumerate(taken)]
+    assert stays(plan_retention(hurt, Policy(last=2), now=now)) == [taken[0].id, taken[2].id]
+    assert stays(plan_retention(hurt, Policy(last=3), now=now)) == [
+        taken[0].id,
+        taken[2].id,
+        taken[4].id,
+    ]
+    plan = plan_retention(hurt, Policy(last=2), now=now)
+    assert plan.rows[4].reasons == ("it is damaged, and no rule needs it",)
+
+
+@pytest.mark.parametrize(
+    "policy",
+    [
+        Policy(last=3),
+        Policy(daily=4),
+        Policy(weekly=1, minimum=2),
+        Policy(pitr=parse_duration("2d")),
+    ],
+)
+def test_a_finding_against_everything_takes_nothing_more(policy: Policy) -> None:
+    """A check that is wrong about all of them must not cost a backup that would have stayed."""
+    taken = daily("2026-11-01T02:00:00+00:00", 9, base=True)
+    hurt = [backup(each.time, good=False, base=True) for each in taken]
+    now = taken[-1].time
+    assert stays(plan_retention(hurt, policy, now=now)) == stays(
+        plan_retention(taken, policy, now=now)
+    )

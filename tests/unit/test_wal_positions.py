@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from strongroom.format import wal
-from strongroom.format.wal import Fork, RestorePoint, SegmentFacts, SegmentName, WalKind
+from strongroom.format.wal import Fork, MadeSpace, RestorePoint, SegmentFacts, SegmentName, WalKind
 
 MIB = wal.MIB
 SIZES = st.sampled_from([MIB << i for i in range(11)])
@@ -191,6 +191,9 @@ FACTS = st.builds(
     st.none() | st.tuples(st.integers(1, 2**32 - 1), st.integers(1, 2**30)),
     st.lists(st.builds(RestorePoint, NAMES, LSNS, MOMENTS), max_size=3).map(tuple),
     st.lists(st.builds(Fork, TIMELINES, LSNS, st.just("")), max_size=3).map(tuple),
+    st.lists(
+        st.builds(MadeSpace, st.integers(1, 2**32 - 1), LSNS, st.binary(max_size=9)), max_size=2
+    ).map(tuple),
     st.booleans(), st.booleans(),
 )  # fmt: skip
 

@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 
 import wal_writer as made
 from strongroom import kernel
-from strongroom.format.wal import Fork, SegmentFacts, SegmentName, moment
+from strongroom.format.wal import Fork, MadeSpace, SegmentFacts, SegmentName, moment
 from strongroom.postgres.wal.records import Carry, Commit, commits, read_header, scan_segment
-from wal_writer import HEAP, MIB, XACT, XLOG, Log, main_data
+from wal_writer import HEAP, MIB, TABLESPACE, XACT, XLOG, Log, main_data
 
 SCANS = [kernel.scan_wal, kernel.scan_wal_twin]
 compiled_only = pytest.mark.skipif(
@@ -95,6 +95,28 @@ def test_a_transaction_is_as_large_as_all_its_parts(scan) -> None:
     assert {(xid, top) for xid, top, _ in kernel.wal_writers(writers)} == {
         (10, 0), (11, 10), (12, 10), (20, 0), (30, 0), (31, 30),
     }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "fill", [0, MIB - 40 - 127 * 24 - 80]
+)  # inside a segment, and across its end
+def test_tablespaces_that_are_made(fill: int) -> None:
+    log = Log(16)
+    if fill:
+        log.record(HEAP, 0, 9, bytes(fill))
+    made_at = [
+        log.record(TABLESPACE, 0, 9, main_data(struct.pack("<I", oid) + location + b"\0"))[1]
+        for oid, location in ((16384, b"/disk/o\xffdd, place"), (16385, b""))
+    ]
+    log.record(TABLESPACE, 0x10, 9, main_data(struct.pack("<I", 16384)))  # dropped
+    found = [space for facts in scanned(log) for space in facts.spaces]
+    assert found == [
+        MadeSpace(16384, made_at[0], b"/disk/o\xffdd, place"),
+        MadeSpace(16385, made_at[1], b""),
+    ]
+    assert [
+        one for facts in scanned(log) for one in SegmentFacts.from_json(facts.as_json()).spaces
+    ] == found
 
 
 def test_origins_and_top_level_transactions_stand_before_the_main_data() -> None:
@@ -478,7 +500,8 @@ def test_both_agree_on_forged_records_with_right_sums(data) -> None:
         body = data.draw(
             st.sampled_from([main_data(main), main_data(main, origin=True), main, b"\xff" + main])
         )
-        manager, info = data.draw(st.sampled_from([XACT, XLOG])), data.draw(st.integers(0, 255))
+        manager = data.draw(st.sampled_from([XACT, XLOG, TABLESPACE]))
+        info = data.draw(st.integers(0, 255))
         log.record(manager, info, data.draw(st.integers(0, 5)), body)
         if info & 0xF0 == 0x40 and manager == XLOG:
             break

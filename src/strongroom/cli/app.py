@@ -37,7 +37,11 @@ VERBS: dict[tuple[str, ...], tuple[str, Group]] = {
     ("expire",): ("retention:expire", MANAGE),
     ("undelete",): ("retention:undelete", MANAGE),
     ("prune",): ("retention:prune", MANAGE),
+    ("drill", "run"): ("drill:run", MANAGE),
+    ("drill", "list"): ("drill:list_drills", MANAGE),
+    ("drill", "report"): ("drill:report", MANAGE),
     ("source", "test"): ("source:test", MANAGE),
+    ("source", "grants"): ("source:grants", MANAGE),
     ("repository", "stats"): ("repository:stats", MANAGE),
     ("audit", "verify"): ("audit:verify", MANAGE),
     ("audit", "export"): ("audit:export", MANAGE),
@@ -45,11 +49,13 @@ VERBS: dict[tuple[str, ...], tuple[str, Group]] = {
     ("key", "list"): ("key:list_keys", MANAGE),
     ("key", "add"): ("key:add", MANAGE),
     ("key", "remove"): ("key:remove", MANAGE),
+    ("key", "kit"): ("key:kit", MANAGE),
     ("notify", "list"): ("notify:list", MANAGE),
     ("notify", "run"): ("notify:run", MANAGE),
     ("notify", "test"): ("notify:test", MANAGE),
     ("serve",): ("schedule:serve", AUTOMATION),
     ("run-due",): ("schedule:run_due", AUTOMATION),
+    ("metrics",): ("metrics:metrics", AUTOMATION),
     ("schedule", "cron"): ("units:cron", AUTOMATION),
     ("schedule", "systemd"): ("units:systemd", AUTOMATION),
     ("schedule", "kubernetes"): ("units:kubernetes", AUTOMATION),
@@ -68,6 +74,7 @@ VERBS: dict[tuple[str, ...], tuple[str, Group]] = {
 NOUNS = {
     "source": "Sources: what is backed up.",
     "repository": "The repository: where the backups rest.",
+    "drill": "Restore drills: proof that what is backed up can be restored, and how fast.",
     "audit": "The audit log: what was done, and the proof that nobody changed it afterwards.",
     "key": "Keys: who opens the repository.",
     "notify": "Who is told when something is wrong.",
@@ -79,7 +86,7 @@ NOUNS = {
 LONG = frozenset(
     {
         "backup", "restore", "check", "demo", "export", "import", "open", "table", "prune",
-        "wal receive", "run-due", "serve",
+        "wal receive", "run-due", "serve", "drill run",
     }
 )  # fmt: skip
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime, tzinfo
 from functools import cached_property
@@ -18,14 +18,14 @@ from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from strongroom import wiring
 from strongroom.cli.flags import Everywhere
-from strongroom.cli.output import Output
+from strongroom.cli.output import Output, latest
 from strongroom.config.loading import Loaded, Override, load
 from strongroom.config.model import Configuration, SourceTable
 from strongroom.errors import KeyRefused, NotFound, UsageError
 from strongroom.rules.times import read_time, show_time
 
 if TYPE_CHECKING:
-    from strongroom.format.run import Trigger, Type
+    from strongroom.format.run import Run, Trigger, Type
     from strongroom.keys.base import KeyHolder
     from strongroom.operations.recording import Draft, Recorder
     from strongroom.repository.repository import Repository
@@ -44,7 +44,14 @@ class Desk:
         self.flags = flags
         self.environ = dict(os.environ)
         self.output = Output(json=flags.json, quiet=flags.quiet, verbosity=flags.verbose)
+        self.output.clean = self.clean
+        if "json" in (flags.log_format, self.environ.get("STRONGROOM_LOG_FORMAT")):
+            self.output.log = "json"  # before there is a configuration to say so
+        latest(self.output)
         self.trigger: Trigger = "manual"
+        self._secrets: list[str] | None = None
+        self._opened: Repository | None = None
+        self._ended: set[str] = set()  # runs of this command that were recorded
 
     # -- configuration ---------------------------------------------------------------------
 
@@ -62,10 +69,13 @@ class Desk:
             (flags.key_file, ("repository", "key_file"), "--key-file"),
             (flags.cache_dir, ("cache_dir",), "--cache-dir"),
             (flags.jobs, ("jobs",), "--jobs"),
+            (flags.log_format, ("log", "format"), "--log-format"),
         ):
             if value is not None:
                 overrides.append(Override(key, value, flag))
-        return load(config=flags.config, overrides=tuple(overrides), environ=self.environ)
+        loaded = load(config=flags.config, overrides=tuple(overrides), environ=self.environ)
+        self.output.log = loaded.configuration.log.format
+        return loaded
 
     @property
     def configuration(self) -> Configuration:
@@ -154,16 +164,17 @@ class Desk:
         return [wiring.passphrase_holder(ask_secret("Passphrase: "))]
 
     @contextmanager
-    def repository(self) -> Iterator[Repository]:
-        """The open repository, closed when the block ends."""
+    def repository(self, holders: Sequence[KeyHolder] = ()) -> Iterator[Repository]:
+        """The open repository, closed when the block ends; opened by these holders alone, if any."""
         repository = wiring.open_repository(
             self.storage,
-            self.holders(),
+            holders or self.holders(),
             jobs=self.jobs,
             reopen_every=self.configuration.reopen_every,
         )
         if self._recorder is not None and self._recorder.running:
             self._recorder.opened(repository)
+            self._opened = repository
             yield repository  # closed when it is recorded what came of it
             return
         try:
@@ -174,6 +185,19 @@ class Desk:
     # -- what is told of it ----------------------------------------------------------------
 
     _recorder: Recorder | None = None
+
+    def clean(self, text: str) -> str:
+        """A text without any secret that this command knows."""
+        from strongroom.cli.recording import (  # noqa: PLC0415
+            in_environment,
+            secrets_of,
+            without_secrets,
+        )
+
+        if self._secrets is None and "loaded" in self.__dict__:  # never the reason to load it
+            self._secrets = secrets_of(self)
+        known = in_environment(self.environ) if self._secrets is None else self._secrets
+        return without_secrets(text, known)
 
     @property
     def recorder(self) -> Recorder:
@@ -199,14 +223,35 @@ class Desk:
             yield Draft()
             return
         outermost = not self.recorder.running
+        draft = Draft()
         try:
-            with self.recorder.recorded(type, source=source, what=what, trigger=trigger) as draft:
+            with (
+                self.recorder.recorded(type, source=source, what=what, trigger=trigger) as draft,
+                self.output.about(type=type, source=source, run=draft.id),
+            ):
+                self.output.record("begin", draft.what, {"trigger": trigger or self.trigger})
                 yield draft
                 if draft.fault is None:
                     draft.fault = self.output.fault
         finally:
+            if draft.id not in self._ended:  # nothing was done, or it has runs of its own
+                with self.output.about(type=type, source=source, run=draft.id):
+                    self.output.record("end", draft.what, {"outcome": "nothing"})
             if outermost:
+                if self._ended and self._opened is not None:
+                    from strongroom.cli.measuring import measured  # noqa: PLC0415
+
+                    measured(self, self._opened)
                 self.storage.close()
+
+    def ended(self, run: Run) -> None:
+        """A run was recorded: log what came of it."""
+        self._ended.add(run.run)
+        names = ("source", "trigger", "outcome", "exit", "code", "snapshot", "files", "size")
+        facts = {name: getattr(run, name) for name in (*names, "new_size", "stored", "problems")}
+        facts["seconds"] = round((run.ended - run.started).total_seconds(), 3)
+        with self.output.about(type=run.type, run=run.run):
+            self.output.record("end", run.what, facts)
 
     @property
     def jobs(self) -> int | None:

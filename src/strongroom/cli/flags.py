@@ -6,7 +6,7 @@ They are enough to read a repository without any configuration file.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Literal
 
 from cyclopts import Group, Parameter
 
@@ -38,13 +38,15 @@ class Everywhere:
     """No progress and no notes, only the result and errors."""
     verbose: Annotated[int, Parameter(alias="-v", count=True, group=EVERYWHERE)] = 0
     """Tell more; twice for the traceback of an error."""
+    log_format: Annotated[Literal["text", "json"] | None, Parameter(group=EVERYWHERE)] = None
+    """What goes to stderr: lines for people, or a JSON object a line."""
 
 
 # Flags in front of the verb: with a value, and without.
 _WITH_VALUE = frozenset(
     {
         "--repository", "-r", "--config", "-c", "--passphrase-file", "--key-file",
-        "--recovery-code-file", "--cache-dir", "--jobs", "-j",
+        "--recovery-code-file", "--cache-dir", "--jobs", "-j", "--log-format",
     }
 )  # fmt: skip
 _WITHOUT_VALUE = frozenset({"--json", "--quiet", "-q", "--verbose", "-v", "-vv", "-vvv"})
@@ -64,6 +66,17 @@ def verb_first(argv: list[str]) -> list[str]:
     flags, rest = argv[:at], argv[at:]
     end = rest.index("--") if "--" in rest else len(rest)
     return rest[:end] + flags + rest[end:]
+
+
+def given(argv: list[str], name: str) -> str | None:
+    """The value of a flag in a command line that could not be parsed."""
+    words = argv[: argv.index("--")] if "--" in argv else argv
+    for at, word in enumerate(words):
+        if word.startswith(f"{name}="):
+            return word.partition("=")[2]
+        if word == name and at + 1 < len(words):
+            return words[at + 1]
+    return None
 
 
 def wants(argv: list[str], *names: str) -> bool:

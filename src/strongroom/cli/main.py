@@ -105,8 +105,8 @@ def _call(argv: list[str]) -> int:
 
 def _fail(argv: list[str], fault: StrongroomError) -> int:
     from strongroom.cli.app import LONG  # noqa: PLC0415
-    from strongroom.cli.flags import verb_first, wants  # noqa: PLC0415
-    from strongroom.cli.output import Output  # noqa: PLC0415
+    from strongroom.cli.flags import given, verb_first, wants  # noqa: PLC0415
+    from strongroom.cli.output import last_words  # noqa: PLC0415
     from strongroom.errors import StrongroomError  # noqa: PLC0415
 
     argv = verb_first(argv)
@@ -119,7 +119,9 @@ def _fail(argv: list[str], fault: StrongroomError) -> int:
         traceback.print_exception(fault, file=sys.stderr)
     try:
         words = next((one for one in (verb, " ".join(argv[:2])) if one in LONG), verb)
-        Output(json=wants(argv, "--json")).error(fault, long=words in LONG, verb=words)
+        log = given(argv, "--log-format") or os.environ.get("STRONGROOM_LOG_FORMAT")
+        output = last_words(json=wants(argv, "--json"), log=log)
+        output.error(fault, long=words in LONG, verb=words)
     except BrokenPipeError:
         _drop_stdout()
     return _status(argv, fault.exit_status)

@@ -4,6 +4,9 @@ For people, lines of text. With --json, one document; for commands that may
 take long, one JSON object a line, the last of type "result". Every document
 carries the version of its shape; a field may be added, none changes its meaning.
 JSON is written in ASCII, so that no locale can spoil it.
+
+What goes to stderr is a log when nobody watches: with `log` "json" each line is one JSON object with
+its time, level, event, the run and the source that it is about, and no secret that is known.
 """
 
 from __future__ import annotations
@@ -11,8 +14,10 @@ from __future__ import annotations
 import json
 import sys
 import threading
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, TextIO
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from typing import Any, Literal, TextIO
 
 from strongroom.cli.names import path_fields, show_name, show_text
 from strongroom.errors import StrongroomError
@@ -20,6 +25,8 @@ from strongroom.errors import StrongroomError
 JSON_VERSION = 1
 DOCUMENT = "docs/reference/errors.md"
 _PROBLEMS_SHOWN = 20
+Log = Literal["text", "json"]
+Level = Literal["info", "warning", "error"]
 
 
 class Output:
@@ -33,8 +40,12 @@ class Output:
         verbosity: int = 0,
         stdout: TextIO | None = None,
         stderr: TextIO | None = None,
+        log: Log = "text",
+        clean: Callable[[str], str] = lambda text: text,
     ) -> None:
         self.json, self.quiet, self.verbosity = json, quiet, verbosity
+        self.log, self.clean = log, clean
+        self._about: dict[str, str] = {}
         self.stdout, self.stderr = stdout or sys.stdout, stderr or sys.stderr
         self._lock = threading.Lock()
         self._problems = 0
@@ -55,8 +66,21 @@ class Output:
     def note(self, text: str) -> None:
         """Tell a person something beside the result, unless --quiet."""
         if not self.quiet:
-            with self._lock:
-                print(text, file=self.stderr, flush=True)
+            self._tell("info", "note", text)
+
+    @contextmanager
+    def about(self, **facts: str) -> Iterator[None]:
+        """What is logged within is about this: run, source, type."""
+        before, self._about = self._about, {**self._about, **{k: v for k, v in facts.items() if v}}
+        try:
+            yield
+        finally:
+            self._about = before
+
+    def record(self, event: str, text: str, facts: Mapping[str, Any]) -> None:
+        """Log something that only a machine wants to know; nothing in a log of text."""
+        if self.log == "json":
+            self._tell("info", event, text, facts)
 
     def document(self, kind: str, body: Mapping[str, Any]) -> None:
         """Print the one JSON document of a reading command; nothing without --json."""
@@ -82,13 +106,18 @@ class Output:
         if self.json:
             self.event("problem", {**path_fields(path), "reason": reason})
         elif self.verbosity or self._problems <= _PROBLEMS_SHOWN:
-            self._complain(f"skipped: {show_name(path)}: {show_text(reason)}")
+            self._tell(
+                "warning",
+                "skipped",
+                f"{show_name(path)}: {show_text(reason)}",
+                words="skipped: ",
+            )
         elif self._problems == _PROBLEMS_SHOWN + 1:
-            self._complain("skipped: more (-v names every one)")
+            self._tell("warning", "skipped", "more (-v names every one)", words="skipped: ")
 
     def warning(self, text: str) -> None:
         """Tell of something amiss that does not make the result a bad one; also with --quiet."""
-        self._complain(f"warning: {show_text(text)}")
+        self._tell("warning", "warning", show_text(text), words="warning: ")
 
     def table(self, head: Sequence[str], rows: Sequence[Sequence[str]], right: str = "") -> None:
         """Print columns for people; `right` has an "r" for each column that is set to the right."""
@@ -144,17 +173,58 @@ class Output:
 
     def error_lines(self, fault: StrongroomError) -> None:
         """Print the four lines of a fault on stderr, beside a result that was given."""
+        if self.log == "json":
+            self._tell("error", "error", fault.what, {"error": error_body(fault)})
+            return
         for text in error_lines(fault):
             print(text, file=self.stderr)
         self.stderr.flush()
 
-    def _complain(self, text: str) -> None:
-        """Tell of a fault: also with --quiet, which silences good news only."""
+    def _tell(
+        self,
+        level: Level,
+        event: str,
+        text: str,
+        facts: Mapping[str, Any] | None = None,
+        *,
+        words: str = "",
+    ) -> None:
+        """A line on stderr; `words` stand before it for people."""
+        if self.log == "json":
+            now = datetime.now(UTC).isoformat(timespec="milliseconds")
+            body = {"time": now, "level": level, "event": event, **self._about}
+            body |= {"text": text, **(facts or {})}
+            text, words = json.dumps(cleaned(body, self.clean), allow_nan=False), ""
         with self._lock:
-            print(text, file=self.stderr, flush=True)
+            print(words + text, file=self.stderr, flush=True)
 
     def _json(self, body: Mapping[str, Any], indent: int | None) -> None:
         print(json.dumps(body, indent=indent, allow_nan=False), file=self.stdout, flush=True)
+
+
+_latest: list[Output] = []
+
+
+def latest(output: Output) -> None:
+    """What this command says, it says through this one."""
+    _latest[:] = [output]
+
+
+def last_words(*, json: bool, log: str | None) -> Output:
+    """Where a command is told of that failed, perhaps before it had its own output."""
+    if _latest:
+        found = _latest[0]
+        return Output(json=json, log=found.log, clean=found.clean)
+    return Output(json=json, log="json" if log == "json" else "text")
+
+
+def cleaned(value: Any, clean: Callable[[str], str]) -> Any:
+    """JSON values, every text of which went through `clean`."""
+    if isinstance(value, str):
+        return clean(value)
+    if isinstance(value, Mapping):
+        return {key: cleaned(each, clean) for key, each in value.items()}
+    return [cleaned(each, clean) for each in value] if isinstance(value, (list, tuple)) else value
 
 
 def error_lines(fault: StrongroomError) -> list[str]:

@@ -30,23 +30,27 @@ _ASSIGNED = re.compile(
 _REFERENCE = re.compile(rf"({'|'.join(KINDS)}):.+", re.DOTALL)
 
 
+def secrets_of(desk: Desk) -> list[str]:
+    """Every secret that this command can have had in its hands, but for what was typed."""
+    return [*in_environment(desk.environ), *_secrets(desk)]
+
+
+def in_environment(environ: Mapping[str, str]) -> list[str]:
+    """Secrets that stand in the environment by themselves."""
+    return [environ[name] for name in _VARIABLES if environ.get(name)]
+
+
 def recorder_of(desk: Desk) -> Recorder:
     """The recorder of the repository that a desk has; nothing is contacted."""
-    known: list[str] = []
-
-    def clean(text: str) -> str:
-        if not known:
-            known.extend([*_secrets(desk), ""])
-        return without_secrets(text, known)
-
     return Recorder(
         os.path.join(desk.state_dir, digest(desk.storage.url)[:16]),
         whoever(desk.environ, desk.trigger),
         now=wiring.now,
         random=wiring.random_bytes,
-        clean=clean,
+        clean=desk.clean,
         warn=desk.output.warning,
         configured=lambda: configured(desk),
+        ended=desk.ended,
     )
 
 
@@ -78,8 +82,6 @@ def _shown(value: Any) -> str:
 
 
 def _secrets(desk: Desk) -> Iterator[str]:
-    """Every secret that this command can have had in its hands, but for what was typed."""
-    yield from (desk.environ[name] for name in _VARIABLES if desk.environ.get(name))
     for secret in _references(desk.configuration):
         if secret.kind == "cmd":
             continue  # it is not run for this
@@ -100,4 +102,4 @@ def _references(value: Any) -> Iterator[Secret]:
             yield from _references(each)
 
 
-__all__ = ["configured", "recorder_of", "without_secrets"]
+__all__ = ["configured", "in_environment", "recorder_of", "secrets_of", "without_secrets"]

@@ -1,7 +1,7 @@
 """The reference pages, made from the code: `python -m strongroom.cli.reference [FOLDER]`.
 
 cli.md from the verbs and their docstrings, config.md from the tables of the
-configuration, errors.md from the error tree. A test fails when a page is not
+configuration, errors.md from the error tree, metrics.md from what is told. A test fails when a page is not
 what this would write now.
 """
 
@@ -25,11 +25,16 @@ from strongroom.config.model import (
     ArtefactsTable,
     Command,
     Configuration,
+    DrillQuery,
+    FilesDrill,
     FilesRunbook,
     FilesTable,
     JobTable,
+    LogTable,
+    MetricsTable,
     PagerDutyTable,
     PingTable,
+    PostgresDrill,
     PostgresRunbook,
     PostgresTable,
     Promise,
@@ -41,6 +46,7 @@ from strongroom.config.model import (
     json_schema,
 )
 from strongroom.config.places import search_path
+from strongroom.observe.metrics import METRICS, PREFIX
 
 MADE = "<!-- Made by `python -m strongroom.cli.reference`; change the code, not this page. -->"
 _EVERYWHERE = re.compile(r"\*\*Everywhere\*\*:\n\n(?:\* .*\n|  .*\n)+\n?")
@@ -72,18 +78,28 @@ _TABLES: list[tuple[str, type[Struct]]] = [
     ("[source.NAME.retention]", Retention),
     ('[source.NAME.runbook], type = "postgres"', PostgresRunbook),
     ('[source.NAME.runbook], type = "files"', FilesRunbook),
-    ("migrate, rebuild_index", Command),
+    ('[source.NAME.drill], type = "postgres"', PostgresDrill),
+    ('[source.NAME.drill], type = "files"', FilesDrill),
+    ("[[source.NAME.drill.sql]]", DrillQuery),
+    ("migrate, rebuild_index, [[source.NAME.drill.smoke]]", Command),
     ('[notify.NAME], type = "smtp"', SmtpTable),
     ('[notify.NAME], type = "slack"', SlackTable),
     ('[notify.NAME], type = "pagerduty"', PagerDutyTable),
     ('[notify.NAME], type = "apprise"', AppriseTable),
     ('[notify.NAME], type = "ping"', PingTable),
+    ("[metrics]", MetricsTable),
+    ("[log]", LogTable),
 ]
 
 
 def pages() -> dict[str, str]:
     """Every page by its file name."""
-    return {"cli.md": cli_page(), "config.md": config_page(), "errors.md": errors_page()}
+    return {
+        "cli.md": cli_page(),
+        "config.md": config_page(),
+        "errors.md": errors_page(),
+        "metrics.md": metrics_page(),
+    }
 
 
 def cli_page() -> str:
@@ -117,7 +133,7 @@ def cli_page() -> str:
             "",
             "Results go to stdout, everything else to stderr. With `--json` a reading verb",
             "prints one document, also when it is empty or failed (`type` is then `error`);",
-            "`backup`, `restore`, `check` and `demo` print one object a line, the last of type",
+            "`backup`, `restore`, `check`, `drill run` and `demo` print one object a line, the last of type",
             "`result`. Every object carries `version`. A path that is not UTF-8 is given with",
             "escapes in `path` and byte for byte in `path_b64`.",
             "",
@@ -193,6 +209,28 @@ def errors_page() -> str:
     return "\n".join([*lines, ""])
 
 
+def metrics_page() -> str:
+    """Every metric."""
+    lines = [
+        MADE,
+        "",
+        "# Metrics",
+        "",
+        "Computed when a job ends (and by `serve` whenever it wakes), never when somebody asks: a",
+        "value is as old as `strongroom_computed_timestamp_seconds` says. What grows with time is",
+        "therefore also given as the moment that it grows from, and rules subtract that from",
+        "`time()`. What is not known has no sample. Sizes are in bytes, times in seconds, moments",
+        "in seconds since 1970. `docs/how-to/watch-with-prometheus.md` says how they are had.",
+        "",
+        "| metric | kind | labels | what it says |",
+        "| --- | --- | --- | --- |",
+    ]
+    for one in METRICS:
+        labels = ", ".join(f"`{label}`" for label in one.labels)
+        lines.append(f"| `{PREFIX}{one.name}` | {one.kind} | {labels} | {one.help} |")
+    return "\n".join([*lines, ""])
+
+
 def _table_lines(title: str, table: type[Struct], schema: dict[str, Any]) -> Iterator[str]:
     yield f"## {title}"
     yield ""
@@ -216,12 +254,16 @@ def _kind(part: dict[str, Any]) -> str:
         return "a span of time: `24h`, `30d`, `12 months`"
     if reference or part.get("additionalProperties"):
         return "a table"
+    if "anyOf" in part:
+        return "text, a whole number, or true or false"
     if "enum" in part:
         return " or ".join(f'`"{word}"`' for word in part["enum"])
     if part["type"] == "integer":
         return f"a whole number, {part['minimum']} to {part['maximum']}"
     if part["type"] == "array" and part["items"].get("type") == "array":
         return 'a list of commands: `[["systemctl", "stop", "NAME"], …]`'
+    if part["type"] == "array" and "$ref" in part["items"]:
+        return "a list of tables"
     return {"string": "text", "boolean": "true or false", "array": "a list of texts"}[part["type"]]
 
 

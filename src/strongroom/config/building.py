@@ -100,6 +100,9 @@ def _value(kind: type[Struct], field: FieldInfo, value: Any, at: Key, faults: li
         return _jobs(value, faults)
     if isinstance(wanted, type) and issubclass(wanted, Struct):
         return _table(wanted, value, at, faults)
+    each = _each_table(wanted)
+    if each is not None:
+        return _tables(each, value, at, faults)
     try:
         converted = (
             _read_text(wanted, value) if wanted in READERS else msgspec.convert(value, field.type)
@@ -111,6 +114,20 @@ def _value(kind: type[Struct], field: FieldInfo, value: Any, at: Key, faults: li
         known = isinstance(fault, msgspec.ValidationError)
         faults.append(Fault(at, _explain(wanted, value, field) if known else str(fault)))
         return _MISSING
+
+
+def _each_table(wanted: Any) -> type[Struct] | None:
+    """Of what tables a key holds a list, if it does."""
+    inside = get_args(wanted)[:1] if get_origin(wanted) is tuple else ()
+    kind = inside[0] if inside else None
+    return kind if isinstance(kind, type) and issubclass(kind, Struct) else None
+
+
+def _tables(kind: type[Struct], value: Any, at: Key, faults: list[Fault]) -> Any:
+    if not isinstance(value, list):
+        faults.append(Fault(at, f"must be a list of tables, [[{show_key(at)}]]"))
+        return _MISSING
+    return tuple(_table(kind, table, (*at, str(n)), faults) for n, table in enumerate(value, 1))
 
 
 def _named(holder: str, value: Any, faults: list[Fault]) -> Any:

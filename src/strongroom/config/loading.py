@@ -42,6 +42,7 @@ VARIABLES: Mapping[str, Key] = {
     "STRONGROOM_CACHE_DIR": ("cache_dir",),
     "STRONGROOM_STATE_DIR": ("state_dir",),
     "STRONGROOM_RCLONE": ("rclone_bin",),
+    "STRONGROOM_LOG_FORMAT": ("log", "format"),
     "KMS_KEY_ID": ("repository", "kms_key"),
 }
 SECRET_VARIABLES: Mapping[str, Key] = {

@@ -106,7 +106,7 @@ class ScheduleTable(Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     expire: Annotated[
         str | None,
         Meta(
-            description='When `expire` and, if that ends well, `prune` run, for instance "0 5 * * *".'
+            description='When `expire` and, unless that fails, `prune` run, for instance "0 5 * * *".'
         ),
     ] = None
     drill: Annotated[
@@ -234,6 +234,88 @@ class FilesRunbook(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
     ] = None
 
 
+class DrillQuery(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """A question to what was restored, asked read-only."""
+
+    query: Annotated[str, Meta(description="The SQL; of several statements the last one answers.")]
+    name: Annotated[str, Meta(description="What the report calls it.")] = ""
+    expect: Annotated[
+        str | int | bool | None,
+        Meta(
+            description="What it must answer; otherwise anything but an error, no row, NULL or false."
+        ),
+    ] = None
+
+
+class PostgresDrill(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """How restores of a database are drilled. Commands find the throw-away server in PGHOST, PGPORT,
+    PGUSER, PGDATABASE and DATABASE_URL."""
+
+    scratch: Annotated[
+        str | None, Meta(description="Where the throw-away server is made; otherwise $TMPDIR.")
+    ] = None
+    database: Annotated[
+        str | None,
+        Meta(description="Which database queries and commands go to; otherwise that of `dsn`."),
+    ] = None
+    amcheck: Annotated[
+        Literal["full", "quick", "off"] | None,
+        Meta(
+            description="pg_amcheck over everything: full looks for each row in each index. Said to be "
+            "full or quick, a drill without it is incomplete; otherwise it is full where it is installed."
+        ),
+    ] = None
+    rows: Annotated[bool, Meta(description="Count every table.")] = True
+    freshness: Annotated[
+        str | None,
+        Meta(description='Query for the newest moment: "SELECT max(created_at) FROM orders".'),
+    ] = None
+    fresh_within: Annotated[
+        Duration | None,
+        Meta(description="How much older that may be than the moment that was restored."),
+    ] = None
+    sql: Annotated[
+        tuple[DrillQuery, ...], Meta(description="Questions besides `checks` of the runbook.")
+    ] = ()
+    migrate: Annotated[
+        Command | None, Meta(description="Brings the restored database to the present schema.")
+    ] = None
+    smoke: Annotated[
+        tuple[Command, ...], Meta(description="Commands that must end with exit status 0.")
+    ] = ()
+    network: Annotated[
+        bool, Meta(description="Let commands reach the network; otherwise only this server.")
+    ] = False
+
+
+class FilesDrill(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """How restores of a vault are drilled. "{path}" in commands is where it was restored."""
+
+    scratch: Annotated[
+        str | None, Meta(description="Where it is restored to; otherwise $TMPDIR.")
+    ] = None
+    sample: Annotated[
+        int,
+        Meta(
+            description="So many files, drawn at random, are opened as what their names say: JSON, "
+            "gzip, zip, tar, SQLite and more.",
+            ge=0,
+            le=1_000_000,
+        ),
+    ] = 100
+    fresh_within: Annotated[
+        Duration | None,
+        Meta(description="How much older than the backup its newest file may be."),
+    ] = None
+    rebuild_index: Annotated[
+        Command | None, Meta(description="Rebuilds what is derived from the files.")
+    ] = None
+    smoke: Annotated[
+        tuple[Command, ...], Meta(description="Commands that must end with exit status 0.")
+    ] = ()
+    network: Annotated[bool, Meta(description="Let commands reach the network.")] = False
+
+
 class ArtefactsTable(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Portable artefacts: what `export` and `import` need to know."""
 
@@ -330,6 +412,9 @@ class PostgresTable(
     runbook: Annotated[
         PostgresRunbook, Meta(description="What `restore --runbook` does around it.")
     ] = PostgresRunbook()
+    drill: Annotated[PostgresDrill, Meta(description="How its restores are drilled.")] = (
+        PostgresDrill()
+    )
 
 
 class FilesTable(
@@ -359,6 +444,7 @@ class FilesTable(
     runbook: Annotated[
         FilesRunbook, Meta(description="What `restore --runbook` does around it.")
     ] = FilesRunbook()
+    drill: Annotated[FilesDrill, Meta(description="How its restores are drilled.")] = FilesDrill()
 
 
 SourceTable: TypeAlias = PostgresTable | FilesTable
@@ -441,6 +527,34 @@ class PingTable(
 NotifyTable: TypeAlias = SmtpTable | SlackTable | PagerDutyTable | AppriseTable | PingTable
 
 
+class MetricsTable(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """What Prometheus is told. Computed when a job ends, never when somebody asks."""
+
+    textfile: Annotated[
+        str | None,
+        Meta(
+            description="File that is replaced when a run has ended, for the textfile collector of"
+            " node_exporter; its name ends in .prom."
+        ),
+    ] = None
+    listen: Annotated[
+        str | None,
+        Meta(
+            description='Address at which `serve` answers, like "127.0.0.1:9187"; without a host,'
+            ' ":9187", only on this machine.'
+        ),
+    ] = None
+
+
+class LogTable(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """What goes to stderr."""
+
+    format: Annotated[
+        Literal["text", "json"],
+        Meta(description="Lines for people, or a JSON object a line, for a collector of logs."),
+    ] = "text"
+
+
 class Configuration(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """The whole of strongroom.toml."""
 
@@ -489,6 +603,8 @@ class Configuration(Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     notify: Annotated[
         Mapping[str, NotifyTable], Meta(description="Who is told, and how, by name.")
     ] = {}
+    metrics: Annotated[MetricsTable, Meta(description="What Prometheus is told.")] = MetricsTable()
+    log: Annotated[LogTable, Meta(description="What goes to stderr.")] = LogTable()
 
 
 def check_url(url: str) -> None:
@@ -564,9 +680,31 @@ def check_mail(addresses: str | tuple[str, ...]) -> None:
             raise ValueError('must be an address like "ops@example.com"')
 
 
+def check_textfile(path: str) -> None:
+    """ValueError for a file that node_exporter would pass over."""
+    if not path.endswith(".prom") or "\0" in path:
+        raise ValueError("must end in .prom, or node_exporter does not read it")
+
+
+def listen_address(text: str) -> tuple[str, int]:
+    """Host and port of "127.0.0.1:9187", "[::1]:9187" or ":9187"; ValueError."""
+    host, colon, port = text.rpartition(":")
+    host = host[1:-1] if host.startswith("[") and host.endswith("]") else host
+    if not colon or not port.isascii() or not port.isdecimal() or int(port) > 65535:
+        raise ValueError('must be an address and a port, like "127.0.0.1:9187"')
+    return host or "127.0.0.1", int(port)
+
+
+def check_listen(text: str) -> None:
+    """ValueError for what is no address to listen at."""
+    listen_address(text)
+
+
 # What a value must satisfy besides being of its kind.
 CHECKS: Mapping[tuple[type[Struct], str], Callable[[Any], None]] = {
     (Command, "env"): check_env,
+    (PostgresDrill, "scratch"): check_absolute,
+    (FilesDrill, "scratch"): check_absolute,
     (RepositoryTable, "url"): check_url,
     (RepositoryTable, "kms_key"): check_kms,
     (PostgresTable, "dsn"): check_dsn,
@@ -586,6 +724,8 @@ CHECKS: Mapping[tuple[type[Struct], str], Callable[[Any], None]] = {
     (ScheduleTable, "check"): check_schedule,
     (ScheduleTable, "drill"): check_schedule,
     (ScheduleTable, "expire"): check_schedule,
+    (MetricsTable, "textfile"): check_textfile,
+    (MetricsTable, "listen"): check_listen,
 }
 
 # Text values that are parsed here; everything else is a plain TOML value.
@@ -634,4 +774,6 @@ def _without_null(node: Any) -> Any:
     if len(choices) == 1:
         del kept["anyOf"]
         kept.update(choices[0])
+    elif choices:
+        kept["anyOf"] = choices
     return kept

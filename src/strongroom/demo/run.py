@@ -46,6 +46,7 @@ password = "env:STAKAZO_DB_PASSWORD"
 method = "physical"
 via = "local"
 data_directory = "{data}"
+promise = {{ rto = "4h" }}
 
 [source.memory-vault]
 type = "files"
@@ -64,6 +65,7 @@ class Verdict:
     differences: list[str] = field(default_factory=list)
     rows: int = 0
     clips: dict[str, int] = field(default_factory=dict)  # before, deleted, back
+    drills: dict[str, dict[str, Any]] = field(default_factory=dict)  # by source: verdict, steps
     files: int = 0
     repository: int = 0
 
@@ -102,6 +104,8 @@ class Demo:
             self._compare(server)
             self._smoke_test(server)
             self._bad_delete(server)
+            self._drill()
+            self._status()
         self.verdict.repository = _size(f"{self._work}/repository")
         return self.verdict
 
@@ -191,6 +195,33 @@ class Demo:
         self.verdict.clips = {"before": clips, "deleted": clips - left, "back": back}
         if not (back == clips > left):
             self.verdict.differences.append(f"{back} of {clips} clips came back")
+
+    def _drill(self) -> None:
+        """The full test: every source restored to a moment that is drawn, into something throw-away."""
+        result = self._command("drill", "run", "--all", key="drills")
+        for drill in result["drills"]:
+            source = drill["source"]
+            done = [step for step in drill["steps"] if step["verdict"] != "skipped"]
+            self.verdict.drills[source] = {"verdict": drill["verdict"], "steps": done}
+            self._say(f"    {source}: {drill['chosen']}")
+            for step in done:
+                took = f"{step['ms'] / 1000:6.1f} s"
+                self._say(f"      {step['verdict']:5} {took}  {step['name']}: {step['what']}")
+            if drill["verdict"] not in ("green", "amber"):
+                self.verdict.differences.append(f"the drill of {source} is {drill['verdict']}")
+
+    def _status(self) -> None:
+        """The last word: what can be recovered, and what of it was just proved."""
+        self._say("$ strongroom status")
+        began = time.monotonic()
+        process = self._start("status")
+        self.verdict.seconds["status"] = time.monotonic() - began
+        for line in process.stdout.decode().splitlines():
+            self._say(f"    {line}")
+            if line.startswith(("UNPROVED", "OVERDUE", "MISSED", "NONE")):
+                self.verdict.differences.append(f"status: {line}")
+        if process.returncode:
+            self.verdict.differences.append(f"status ended with {process.returncode}")
 
     def _go_back(self, server: EmbeddedServer, cluster: str, when: str) -> int:
         """Restore to a moment, let PostgreSQL recover, and count the clips."""
@@ -326,6 +357,8 @@ def report(verdict: Verdict) -> Sequence[str]:
             f"{clips['deleted']:,} clips were deleted by mistake; restored to just before,"
             f" {clips['back']:,} of {clips['before']:,} are there.",
         ]
+    drilled = [f"{source} {drill['verdict']}" for source, drill in verdict.drills.items()]
+    lines += [f"Drilled: {', '.join(drilled)}; `strongroom drill report` has the signed reports."]
     return lines
 
 

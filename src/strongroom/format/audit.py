@@ -3,6 +3,7 @@
     audit/leaves/<tile>/<number>     one run; numbers from 0, twelve digits; tile = number // 256
     audit/tiles/<tile>               256 leaves, ten digits
     audit/checkpoints/<size>         a note, twelve digits
+    audit/reports/<run>              the report of a drill, by the run of its leaf, sixteen hex
 
     note    origin · size · root in base64, then "time", "epoch", "writer", "signer", "certificate",
             "frontier", each a word, a space and its value; an empty line; lines of signatures
@@ -25,13 +26,16 @@ from strongroom.format.keyset import Keyset
 from strongroom.format.merkle import HASH, root_of
 
 PREFIX = "audit/"
-LEAVES, TILES, CHECKPOINTS = (PREFIX + part for part in ("leaves/", "tiles/", "checkpoints/"))
+LEAVES, TILES, CHECKPOINTS, REPORTS = (
+    PREFIX + part for part in ("leaves/", "tiles/", "checkpoints/", "reports/")
+)
 TILE = 256
 NOTE_LIMIT = 64 * 1024
 
 _LEAF = re.compile(r"audit/leaves/([0-9]{10})/([0-9]{12})", re.ASCII)
 _TILE = re.compile(r"audit/tiles/([0-9]{10})", re.ASCII)
 _CHECKPOINT = re.compile(r"audit/checkpoints/([0-9]{12})", re.ASCII)
+_REPORT = re.compile(r"audit/reports/([0-9a-f]{16})", re.ASCII)
 _SIGNATURE = "\N{EM DASH} "
 _ED25519 = b"\1"
 
@@ -75,9 +79,21 @@ def checkpoint_size(name: str) -> int | None:
     return int(found[1]) if found else None
 
 
+def report_name(run: str) -> str:
+    """The object of a drill's report."""
+    return f"{REPORTS}{run}"
+
+
+def report_run(name: str) -> str | None:
+    """Inverse of `report_name`; None for what is none."""
+    found = _REPORT.fullmatch(name)
+    return found[1] if found else None
+
+
 def is_ours(name: str) -> bool:
     """Whether something of the log has this name."""
-    return any(of(name) is not None for of in (leaf_number, tile_number, checkpoint_size))
+    readers = (leaf_number, tile_number, checkpoint_size, report_run)
+    return any(of(name) is not None for of in readers)
 
 
 @dataclass(frozen=True, slots=True)

@@ -45,8 +45,13 @@ WAL, WAL_GAP, WAL_CONFLICT, WAL_SOURCE, WAL_SUMMARY = WAL_KINDS = (
     b"walo",
     b"wals",
 )
-# Of the audit log: a leaf, a tile of leaves, a checkpoint.
-AUDIT_LEAF, AUDIT_TILE, AUDIT_CHECKPOINT = AUDIT_KINDS = (b"audl", b"audt", b"audc")
+# Of the audit log: a leaf, a tile of leaves, a checkpoint, the report of a drill.
+AUDIT_LEAF, AUDIT_TILE, AUDIT_CHECKPOINT, AUDIT_REPORT = AUDIT_KINDS = (
+    b"audl",
+    b"audt",
+    b"audc",
+    b"audr",
+)
 _EVERY = KINDS + WAL_KINDS + AUDIT_KINDS
 
 

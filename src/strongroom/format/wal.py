@@ -186,6 +186,18 @@ class RestorePoint:
 
 
 @dataclass(frozen=True, slots=True)
+class MadeSpace:
+    """A tablespace that was made: its oid, the end of the record that says so, and where it is.
+
+    A location that does not begin with a slash, the empty one, is inside the data directory.
+    """
+
+    oid: int
+    lsn: int
+    location: bytes
+
+
+@dataclass(frozen=True, slots=True)
 class SegmentFacts:
     """What a segment holds, found when it was archived. Times are UTC, sizes in bytes.
 
@@ -195,7 +207,7 @@ class SegmentFacts:
     ascend: `first_commit` and `last_commit` are the least and the greatest. Recovery to a time stops
     at the first commit or abort after it: `last_end` is the greatest time of either. `largest` is
     the transaction that wrote most into this segment: (xid, bytes). `forks` are the timelines that
-    were left here for the next one.
+    were left here for the next one. `spaces`: recovery makes them again, at their very places.
     """
 
     timeline: int
@@ -211,12 +223,13 @@ class SegmentFacts:
     largest: tuple[int, int] | None = None
     restore_points: Sequence[RestorePoint] = ()
     forks: Sequence[Fork] = ()
+    spaces: Sequence[MadeSpace] = ()
     switched: bool = False  # ended early by a switch: pg_switch_wal, archive_timeout, a backup
     whole: bool = True  # False: the log breaks off before the end; a timeline's end, or damage
 
     def as_json(self) -> dict[str, Any]:
         """As JSON values; positions and times as text."""
-        return {
+        body: dict[str, Any] = {
             "timeline": self.timeline,
             "start": lsn_text(self.start),
             "size": self.size,
@@ -236,6 +249,11 @@ class SegmentFacts:
             "switched": self.switched,
             "whole": self.whole,
         }
+        if self.spaces:
+            body["spaces"] = [
+                [space.oid, lsn_text(space.lsn), space.location.hex()] for space in self.spaces
+            ]
+        return body
 
     @staticmethod
     def from_json(body: Mapping[str, Any]) -> SegmentFacts:
@@ -259,6 +277,10 @@ class SegmentFacts:
             forks=tuple(
                 Fork(_whole_number(timeline), parse_lsn(lsn), str(reason))
                 for timeline, lsn, reason in body["forks"]
+            ),
+            spaces=tuple(
+                MadeSpace(_whole_number(oid), parse_lsn(lsn), bytes.fromhex(location))
+                for oid, lsn, location in body.get("spaces", ())
             ),
             switched=bool(body["switched"]),
             whole=bool(body["whole"]),
@@ -299,6 +321,7 @@ __all__ = [
     "DEFAULT_SEGMENT_SIZE",
     "EPOCH",
     "Fork",
+    "MadeSpace",
     "RestorePoint",
     "SegmentFacts",
     "SegmentName",

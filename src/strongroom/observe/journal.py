@@ -15,9 +15,10 @@ import contextlib
 import json
 import os
 import sqlite3
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import lru_cache
 from typing import Any, TypeVar
 
 from strongroom.errors import Damaged, ObjectMissing, StrongroomError
@@ -68,12 +69,13 @@ class Journal:
     def runs(
         self,
         source: str | None = None,
-        type: str | None = None,
+        type: str | Sequence[str] | None = None,
         since: datetime | None = None,
         *,
         refresh: bool = True,
     ) -> list[Run]:
-        """Runs in the order of the log: of a source, of a type, that ended at `since` or later.
+        """Runs in the order of the log: of a source, of a type or several, that ended at `since` or
+        later.
 
         Where the log cannot be reached, what is known of it, with a warning.
         """
@@ -82,9 +84,10 @@ class Journal:
                 self.refresh()
             except StrongroomError as fault:
                 self.warnings.append(f"the newest runs are unknown: {fault.what}")
+        types = [type] if isinstance(type, str) else [*(type or ())]
         terms = {
             "source = ?": source,
-            "type = ?": type,
+            "type IN (SELECT value FROM json_each(?))": json.dumps(types) if types else None,
             "ended >= ?": None if since is None else _text(since),
         }
         given = {term: value for term, value in terms.items() if value is not None}
@@ -334,7 +337,7 @@ class _Evidence:
         if self.last is None or self.last.size < head.size:
             now = datetime.now(UTC).isoformat(timespec="seconds")
             self.last = Seen(head.size, head.root, now)
-        self._save()
+            self._save()
 
     def _save(self) -> None:
         body = {
@@ -388,6 +391,7 @@ def _store(base: sqlite3.Connection, leaf: Leaf) -> None:
     base.execute("INSERT OR REPLACE INTO leaf VALUES (?, ?, ?, ?, ?, ?)", row)
 
 
+@lru_cache(8192)  # who asks again and again, as a scheduler does, reads each leaf once
 def _run(document: bytes, hash: bytes) -> Run:
     if leaf_hash(document) != hash:
         raise _Spoiled

@@ -23,8 +23,8 @@ def check(
 ) -> Report:
     """Check up to `level` 0 to 3, reading at most `size` bytes or for `seconds`.
 
-    `state` is a file that remembers when each pack was last verified; a lost
-    one costs only the order.
+    `state` is a file that remembers when each pack was last verified; a lost one costs the order,
+    and the round has to begin again before what is read by budget proves a backup whole.
     """
     steady = repository.seams.steady
     end = None if seconds is None else steady() + seconds
@@ -33,9 +33,10 @@ def check(
     report = Checker(repository, progress=progress).run(
         level, budget=budget, last_verified=verified
     )
-    if state is not None and report.verified:
+    if state is not None and (report.verified or report.spoiled):
         now = repository.seams.now().timestamp()
-        _save(state, {**verified, **dict.fromkeys(report.verified, now)})
+        known = {**verified, **dict.fromkeys(report.verified, now)}
+        _save(state, {name: at for name, at in known.items() if name not in report.spoiled})
     return report
 
 

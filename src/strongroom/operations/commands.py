@@ -24,20 +24,22 @@ def run_command(
     environ: Mapping[str, str],
     cwd: str | None = None,
     tell: Callable[[str], None] = lambda line: None,
+    below: Sequence[str] = (),
 ) -> None:
     """Run to the end; StrongroomError when it cannot be run or does not end with 0.
 
     Output goes to a file and not through a pipe: a service that a command starts keeps its ends
-    open. Where we are stopped, so is the command and what it started.
+    open. Where we are stopped, so is the command and what it started. `below`: a program that runs it
+    as long as its own standard input, a pipe, stays open.
     """
     shown = shlex.join(argv)
     with tempfile.TemporaryFile() as output:
         try:
             process = subprocess.Popen(
-                list(argv),
+                [*below, *argv],
                 cwd=cwd,
                 env=dict(environ),
-                stdin=subprocess.DEVNULL,
+                stdin=subprocess.PIPE if below else subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
@@ -50,6 +52,9 @@ def run_command(
         except BaseException:
             _end(process)
             raise
+        finally:
+            if process.stdin is not None:
+                process.stdin.close()
         said = _tail(output)
     for line in said:
         tell(line)

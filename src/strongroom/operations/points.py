@@ -109,7 +109,7 @@ def look(repository: Repository, source: str, *, backup: str | None = None) -> C
     size = next(iter(facts.values())).wal_segment_size
     bases = [_base(name, one, snapshots[name]) for name, one in facts.items()]
     return Cluster(
-        source, system_id, store, bases, _log(listing, size), snapshots, facts, tuple(notes)
+        source, system_id, store, bases, log_of(listing, size), snapshots, facts, tuple(notes)
     )
 
 
@@ -129,7 +129,8 @@ def _base(name: str, facts: PhysicalFacts, snapshot: Snapshot) -> Base:
     )
 
 
-def _log(listing: WalListing, size: int) -> Log:
+def log_of(listing: WalListing, size: int) -> Log:
+    """A listing as `rules.recovery` sees it; `size` is that of a segment."""
     damaged = []
     for object_name, fault in listing.unread.items():
         place = walfile.parse_object(object_name)
@@ -186,4 +187,4 @@ def _held(timeline: Timeline, size: int, damaged: Sequence[tuple[SegmentName, st
     )
 
 
-__all__ = ["Cluster", "all_points", "is_cluster", "look", "without"]
+__all__ = ["Cluster", "all_points", "is_cluster", "log_of", "look", "without"]

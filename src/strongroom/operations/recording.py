@@ -49,6 +49,11 @@ class Draft:
     nothing: bool = False
     ticket: Ticket | None = field(default=None, repr=False)
 
+    @property
+    def id(self) -> str:
+        """Of the run; empty where nothing is recorded."""
+        return "" if self.ticket is None else self.ticket.run.run
+
     def dismiss(self) -> None:
         """Nothing is to be recorded of this, not even if the process dies here."""
         self.nothing = True
@@ -99,7 +104,7 @@ class Recorder:
     """Records the runs of one process for one repository, below `folder` of this machine.
 
     `clean` takes secrets out of text; `warn` tells a person; `configured` is the configuration that
-    counts, with hashes in place of its values.
+    counts, with hashes in place of its values; `ended` is called with each run when it has ended.
     """
 
     def __init__(
@@ -112,10 +117,12 @@ class Recorder:
         clean: Callable[[str], str] = lambda text: text,
         warn: Callable[[str], None] = lambda text: None,
         configured: Callable[[], Configured | None] = lambda: None,
+        ended: Callable[[Run], None] = lambda run: None,
     ) -> None:
         self.folder, self._who = folder, who
         self._now, self._random = now, random
         self._clean, self._warn, self._configured = clean, warn, configured
+        self._ended = ended
         self._outbox = Outbox(os.path.join(folder, "outbox"))
         self._journal: Journal | None = None
         self._running = 0
@@ -197,6 +204,7 @@ class Recorder:
             ticket.done()
             return
         run = self._finished(ticket.run, draft, fault)
+        self._ended(run)
         journal = self._journal
         ticket.end(run, "" if journal is None else journal.repository_id)
         if journal is None:
@@ -248,6 +256,10 @@ class Recorder:
             problems=draft.problems,
             detail=_cleaned(detail, self._clean),
         )
+
+    def cleaned(self, body: Any) -> Any:
+        """JSON values as a leaf holds them: whole numbers, and no secrets."""
+        return _cleaned(whole(body), self._clean)
 
     def _line(self, text: str) -> str:
         return one_line(self._clean(text))

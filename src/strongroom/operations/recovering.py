@@ -7,14 +7,15 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 
-from strongroom.errors import ObjectMissing, StrongroomError
+from strongroom.errors import ObjectMissing, Refused, StrongroomError
 from strongroom.operations.points import Cluster
 from strongroom.operations.restore import restore
 from strongroom.postgres.open.server import CACHE, NoFuse, OpenedServer
 from strongroom.postgres.recovery.settings import Action, Recovery
 from strongroom.postgres.recovery.sink import PhysicalSink
-from strongroom.postgres.sandbox import Sandbox
+from strongroom.postgres.sandbox import Fetch, Sandbox
 from strongroom.progress import Progress
+from strongroom.repository.ports import Outcome
 from strongroom.repository.repository import Repository
 from strongroom.rules.recovery import Verdict
 
@@ -66,6 +67,55 @@ class Opening:
     note: Callable[[str], None] = _nothing
 
 
+def fetcher(cluster: Cluster, verdict: Verdict) -> Fetch:
+    """Where a server that recovers to the point of a verdict has its log from."""
+    unfinished = wants_unfinished(verdict)
+
+    def fetch(name: str) -> bytes | None:
+        with suppress(ObjectMissing):
+            return cluster.wal(name, unfinished=unfinished)
+        return None
+
+    return fetch
+
+
+def sandbox_for(cluster: Cluster, verdict: Verdict, *, scratch: str | None) -> Sandbox:
+    """A throw-away server without files yet; `fill` it, then let it recover. Refused where it would
+    write to a place of the original's."""
+    if verdict.spaces:
+        name = os.fsdecode(verdict.spaces[0].location)
+        raise Refused(
+            f"A tablespace was made after the backup at {name!r}, and PostgreSQL makes it again"
+            " at that very place, where the original may be using it.",
+            means="Nothing was started. The backup and its log are whole.",
+            do="Open it where a file system can be mounted (`strongroom doctor` says why not"
+            " here); or choose a moment before it was made, or a backup taken after.",
+        )
+    return Sandbox(cluster.major, fetcher(cluster, verdict), parent=scratch)
+
+
+def fill(
+    sandbox: Sandbox,
+    repository: Repository,
+    cluster: Cluster,
+    verdict: Verdict,
+    *,
+    jobs: int | None,
+    progress: Progress,
+) -> Outcome:
+    """Restore the whole base of a verdict into a throw-away server, tablespaces beside it."""
+    assert verdict.base is not None
+    folder = os.fsencode(sandbox.directory)
+    spaces = {
+        space.oid.encode(): os.path.join(folder, b"space-" + space.oid.encode())
+        for space in cluster.facts[verdict.base.id].tablespaces
+    }
+    sink = PhysicalSink(
+        os.fsencode(sandbox.data_directory), spaces=spaces, owner=sandbox.owner, jobs=jobs
+    )
+    return restore(repository, cluster.snapshots[verdict.base.id], sink, progress=progress)
+
+
 @contextmanager
 def opened(
     repository: Repository,
@@ -85,13 +135,6 @@ def opened(
     snapshot = cluster.snapshots[verdict.base.id]
     facts = cluster.facts[verdict.base.id]
 
-    unfinished = wants_unfinished(verdict)
-
-    def fetch(name: str) -> bytes | None:
-        with suppress(ObjectMissing):
-            return cluster.wal(name, unfinished=unfinished)
-        return None
-
     with ExitStack() as stack:
         recovery = recovery_of(verdict)
         if how.fuse:
@@ -99,9 +142,10 @@ def opened(
             try:
                 server = OpenedServer(
                     cluster.major,
-                    fetch,
+                    fetcher(cluster, verdict),
                     repository.open_snapshot(snapshot),
                     facts,
+                    made=[space.location for space in verdict.spaces],
                     cache=how.cache,
                     scratch=how.scratch,
                     on_fault=how.on_fault,
@@ -114,19 +158,19 @@ def opened(
             else:
                 yield server
                 return
-        sandbox = Sandbox(cluster.major, fetch, parent=how.scratch)
+        sandbox = sandbox_for(cluster, verdict, scratch=how.scratch)
         stack.callback(sandbox.close)
-        folder = os.fsencode(sandbox.directory)
-        spaces = {
-            space.oid.encode(): os.path.join(folder, b"space-" + space.oid.encode())
-            for space in facts.tablespaces
-        }
-        sink = PhysicalSink(
-            os.fsencode(sandbox.data_directory), spaces=spaces, owner=sandbox.owner, jobs=jobs
-        )
-        restore(repository, snapshot, sink, progress=progress)
+        fill(sandbox, repository, cluster, verdict, jobs=jobs, progress=progress)
         sandbox.recover(recovery, progress=progress)
         yield sandbox
 
 
-__all__ = ["Opening", "opened", "recovery_of", "wants_unfinished"]
+__all__ = [
+    "Opening",
+    "fetcher",
+    "fill",
+    "opened",
+    "recovery_of",
+    "sandbox_for",
+    "wants_unfinished",
+]

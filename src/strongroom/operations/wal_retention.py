@@ -1,7 +1,9 @@
 """Which log is needed no more: what ends before the start of the oldest backup that is there.
 
 A backup that was expired and not swept yet is there: it may be brought back. Where it cannot be
-told what every backup needs, nothing goes.
+told what every backup needs, nothing goes. What a run that has not ended will need, it says only when it
+commits: until then log stays that was stored since it began, or a day before (a standby begins at its
+last restartpoint).
 """
 
 from __future__ import annotations
@@ -13,8 +15,12 @@ from strongroom.errors import KeyRefused, StrongroomError
 from strongroom.format.wal import lsn_text, parse_lsn
 from strongroom.postgres.physical.facts import PhysicalFacts, is_physical
 from strongroom.repository.catalogue import DamagedRecord, Snapshot
+from strongroom.repository.pruning import POLITE
 from strongroom.repository.repository import Repository
 from strongroom.repository.wal import WalStore
+from strongroom.storage.base import Storage
+
+_BEFORE = 86400.0  # the longest checkpoint_timeout there is
 
 
 @dataclass(slots=True)
@@ -50,17 +56,42 @@ def prune_wal(repository: Repository, *, dry_run: bool) -> WalPruned:
     except StrongroomError as fault:
         done.skipped = fault.what
         return done
+    began = _began(repository.storage)
     for system in systems:
         need = needs.get(system)
         if need is None:  # nothing can be recovered with it yet, and nobody knows from where
             continue
         done.kept_from[str(system)] = lsn_text(need.start)
-        files = store.older(system, need.start, need.segment_size)
+        files = [
+            entry
+            for entry in store.older(system, need.start, need.segment_size)
+            if began is None or (entry.modified is not None and entry.modified < began - _BEFORE)
+        ]
         done.files += len(files)
         done.size += sum(entry.size for entry in files)
         if files and not dry_run:
             store.forget(system, files)
     return done
+
+
+def _began(storage: Storage) -> float | None:
+    """When the oldest run that may still commit began, by the store's clock; 0.0 where the store does
+    not tell; None without one. Who has not ended for so long that a prune gives him up does not count,
+    beside the newest mark: no client's clock is asked.
+    """
+    begun: dict[str, float] = {}
+    ended: set[str] = set()
+    newest = 0.0
+    for entry in storage.list("sessions/"):
+        session, _, step = entry.name.rpartition(".")
+        newest = max(newest, entry.modified or 0.0)
+        if step == "0":
+            begun[session] = entry.modified or 0.0
+        else:
+            ended.add(session)
+    horizon = newest - POLITE.total_seconds()
+    young = [at for session, at in begun.items() if session not in ended and not 0 < at < horizon]
+    return min(young, default=None)
 
 
 def _needs(repository: Repository) -> dict[int, _Need]:

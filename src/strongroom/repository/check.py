@@ -20,7 +20,7 @@ from __future__ import annotations
 import os
 import re
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 
@@ -54,11 +54,13 @@ from strongroom.repository.fates import PREFIX, Fates
 from strongroom.repository.footers import footers, read_footer
 from strongroom.repository.index import ABSENT, Index
 from strongroom.repository.reader import ChunkReader, SnapshotReader
+from strongroom.repository.reports import Reports
 from strongroom.repository.repository import Repository
 from strongroom.storage.base import Buffer, Storage
 from strongroom.storage.base import Entry as StoredObject
 
 OUT_OF_REACH = (Unreachable, StorageDenied)
+_DEEP = 3
 FILES_NAMED = 1000  # a finding names so many files of a snapshot; the rest is counted
 
 
@@ -92,6 +94,8 @@ class Report:
 
     `unreached` could not be checked; `stopped` says why the check came to no end. Findings may
     then blame snapshots that would have turned out not to be hurt. Files of the WAL count as packs.
+    `verified` were read and are as written, `spoiled` are not. `whole` are ids of snapshots of which
+    everything was read, now or by the checks that `last_verified` remembers, and is as written.
     """
 
     level: int
@@ -105,6 +109,8 @@ class Report:
     packs_left: int = 0
     bytes_read: int = 0
     verified: list[str] = field(default_factory=list)
+    spoiled: list[str] = field(default_factory=list)
+    whole: list[str] = field(default_factory=list)
 
     @property
     def damaged_snapshots(self) -> list[str]:
@@ -202,6 +208,10 @@ class Checker:
             self._read_packs(report, level, budget, last_verified)
         if level >= 1:
             self._name_files(report)
+        if level >= _DEEP and self._reads:
+            # What does not open in a pack that is spoiled is known by frame.
+            read = {*report.verified, *report.spoiled, *last_verified}
+            report.whole = self._whole(report, read)
 
     def _miss(self, report: Report, name: str, fault: StrongroomError) -> None:
         """Note what cannot be reached; where the store itself does not answer, that is the end."""
@@ -268,9 +278,25 @@ class Checker:
             return
         for found in looked.faults:
             report.findings.append(Finding(0, found.object, f"audit log: {found.reason}"))
+        if report.level >= 2:
+            self._look_at_reports(report)
         for name, unread in looked.unread.items():
             self._miss(report, name, unread)
         report.notes += looked.notes
+
+    def _look_at_reports(self, report: Report) -> None:
+        """The reports of drills: each is what its writer signed."""
+        reports = Reports(self._repository, storage=self._storage)
+        for name in sorted(self._sizes):
+            run = audit_names.report_run(name)
+            if run is None:
+                continue
+            try:
+                reports.open(reports.get(run))
+            except OUT_OF_REACH as fault:
+                self._miss(report, name, fault)
+            except StrongroomError as fault:
+                report.findings.append(Finding(0, name, f"report of a drill: {fault.what}"))
 
     def _identity(self, report: Report) -> None:
         try:
@@ -617,6 +643,7 @@ class Checker:
         if verdict.reason is None:
             report.verified.append(name)
             return
+        report.spoiled.append(name)
         if name in self._bad_packs and not verdict.bad:
             return  # said already at L0
         if not verdict.bad:
@@ -740,6 +767,24 @@ class Checker:
                         finding.snapshots.remove(snapshot.id)
         for reading in chunks.values():
             reading.close()
+
+    def _whole(self, report: Report, read: Collection[str]) -> list[str]:
+        """Ids, the newest first, of the snapshots that rest in packs that were read, and nowhere else."""
+        packs_read = {
+            packs.parse_name(name) for name in read if name.startswith(("packs/", "trees/"))
+        }
+        doubtful = {*report.damaged_snapshots, *(missed.object for missed in report.unreached)}
+        for group in self._groups.values():
+            # Who has no refs is named here as well.
+            unread = group.index.frames_outside(packs_read)
+            doubtful |= {one.id for one in self._relying(group, unread | group.bad)}
+        sound = [
+            one
+            for one in self._snapshots
+            if not doubtful & {one.id, one.name, f"refs/{one.source}/{one.id}"}
+            and one.id not in self._groups[one.group].unindexed
+        ]
+        return [one.id for one in sorted(sound, key=lambda one: one.time, reverse=True)]
 
     def _chunk_reader(self, group: _Group) -> ChunkReader:
         """A reader that has read nothing yet: what rests is verified, not what was remembered."""

@@ -138,10 +138,10 @@ class Fates:
     def _step(self, fate: Fate, name: str, number: int) -> Fate | None:
         if fate.damaged:
             return fate
-        if number != fate.steps + 1:
-            return replace(fate, damaged=f"decision {fate.steps + 1} is missing")
         try:
             data = self._catalogue.storage.get(name)
+            if number != fate.steps + 1:
+                return replace(fate, damaged=f"decision {fate.steps + 1} is missing")
             _, raw = self._catalogue.records.open(data, name, record.FATE)
             body = open_document(self._catalogue.keyset, _DOMAIN, raw)
             if (body["snapshot"], body["number"]) != (fate.snapshot, number):

@@ -8,7 +8,7 @@ segments, with what a prune condemned or replaced already left out of account.
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -324,6 +324,12 @@ class Index:
             if known == (tree, pack):
                 result |= self._frames["pack"] == number
         return result
+
+    def frames_outside(self, packs: Collection[tuple[bool, bytes]]) -> npt.NDArray[np.bool_]:
+        """Mark the frames that are read from none of these packs, as (tree, name)."""
+        outside = np.fromiter((known not in packs for known in self.packs), np.bool_)
+        marked: npt.NDArray[np.bool_] = outside[self._frames["pack"]]
+        return marked
 
     def frame_ends(self) -> I64:
         """For each frame the byte after it, in its pack."""

@@ -35,6 +35,7 @@ from strongroom.format.segment import FRAME_ROW, Segment, SessionRow, joined
 from strongroom.progress import Progress
 from strongroom.repository.catalogue import Refs
 from strongroom.repository.fates import Fate, Fates
+from strongroom.repository.footers import footers
 from strongroom.repository.leases import old_leases
 from strongroom.repository.pipeline import ending
 from strongroom.repository.repository import Repository
@@ -56,13 +57,15 @@ _HEADER_READ = 64 * 1024
 class Rules:
     """What is worth the work. A pack is repacked when less than `live` (0 to 1) of it is relied on.
 
-    `polite` is None where sessions that have not ended are to be overtaken. `pack_size` in bytes.
+    `spared`: sources of which nothing is swept, whatever was decided. `polite` is None where sessions
+    that have not ended are to be overtaken. `pack_size` in bytes.
     """
 
     live: float = 0.75
     polite: timedelta | None = POLITE
     pack_size: int = 16 * 1024 * 1024
     together: bool = True
+    spared: frozenset[str] = frozenset()
 
 
 @dataclass(slots=True)
@@ -129,6 +132,11 @@ class _Rows:
         inside: Bools = (at >= 0) & (self.key < end[np.maximum(at, 0)])
         return inside
 
+    def told(self) -> set[Pack]:
+        """The packs of which all is told: frames, and the chunks of each."""
+        hollow = ~np.isin(self.key, self.key[self.chunks > 0])
+        return set(self.packs) - {self.packs[number] for number in self.pack[hollow].tolist()}
+
 
 class Pruner:
     """One prune of one repository."""
@@ -147,9 +155,9 @@ class Pruner:
         self._progress.phase("reading refs and index")
         swept = {fate.snapshot for fate in self._expired()}
         self._done.swept = sorted(swept)
-        refs = [one for one in self._refs() if one.snapshot not in swept]
+        refs = [one for one in self._every_refs() if one.snapshot not in swept]
         refs = [one for one in refs if not self._is_orphan(one)]
-        self._garbage(refs, self._read_index(), self._condemned()[1])
+        self._garbage(refs, self._whole_index(refs, dry_run=True), self._condemned()[1])
         return self._done
 
     def run(self) -> Pruned:
@@ -162,8 +170,8 @@ class Pruner:
         self._progress.phase("sweeping expired backups")
         self._sweep()
         self._progress.phase("reading refs and index")
-        refs = self._without_orphans(self._refs())
-        mine = self._garbage(refs, self._read_index(), condemned)
+        refs = self._without_orphans(self._every_refs())
+        mine = self._garbage(refs, self._whole_index(refs), condemned)
         if mine:
             body = {"packs": sorted(name.hex() for name in mine)}
             try:
@@ -184,9 +192,10 @@ class Pruner:
     def _finish(self, generation: int, condemned: frozenset[bytes]) -> None:
         """p2 to p5 of a generation."""
         self._progress.phase("reading refs and index again")
-        wanted = _frames(self._refs())
+        refs = self._every_refs()
+        wanted = _frames(refs)
         here = self._packs()
-        index = self._read_index()
+        index = self._whole_index(refs)
         kept: set[Pack] = set()
         for rows in index.values():
             self._rewrite(rows, rows.live(wanted), condemned, here, kept)
@@ -206,7 +215,9 @@ class Pruner:
         fates = self._fates.read()
         here = self._told() if fates else set()
         for fate in fates.values():
-            if fate.swept or (fate.expired and not fate.holds(now) and fate.snapshot in here):
+            spared = fate.snapshot.split("/")[1] in self._rules.spared
+            due = fate.expired and not fate.holds(now) and not spared
+            if fate.swept or (due and fate.snapshot in here):
                 yield fate
 
     def _sweep(self) -> None:
@@ -243,8 +254,7 @@ class Pruner:
             if f"{marks}0" in steps and f"{marks}1" not in steps:
                 with contextlib.suppress(AlreadyExists):
                     self._catalogue.put_tombstone(name)
-        source, rest = name.split("/")[1:]
-        self._storage.delete([f"refs/{source}/{rest.rpartition('-')[2]}"])
+        self._storage.delete([_refs_name(name)])
 
     @cached_property
     def _committed(self) -> Mapping[str, str]:
@@ -276,6 +286,32 @@ class Pruner:
             with contextlib.suppress(ObjectMissing):
                 found.append(self._catalogue.open_refs(entry.name))
         return found
+
+    def _every_refs(self) -> list[Refs]:
+        """The refs, once it is sure that none is lost: without them a backup looks like garbage.
+
+        Refs are put before the commit record and taken behind it, so that the records are listed
+        first.
+        """
+        listed = [entry.name for entry in self._storage.list("snapshots/")]
+        refs = self._refs()
+        there = {one.name for one in refs}
+        lost = {name: _refs_name(name) for name in listed if _refs_name(name) not in there}
+        if not lost:
+            return refs
+        going = {fate.snapshot for fate in self._expired()}
+        for name in sorted(lost.keys() - going):
+            with contextlib.suppress(ObjectMissing, Damaged):
+                if self._catalogue.open_snapshot(name) is None:
+                    continue  # a tombstone
+            if any(entry.name == name for entry in self._storage.list(name)):
+                raise Damaged(
+                    f"{lost[name]} is gone, so that nobody can tell what the backup {name} relies on.",
+                    means="Nothing was deleted. Backups and restores go on, of this backup too.",
+                    do="Bring the object back from a copy of the repository; without it nothing is "
+                    "given back until that backup is expired.",
+                )
+        return refs
 
     def _is_orphan(self, one: Refs) -> bool:
         """Whether nobody committed what was announced, and nobody is about to."""
@@ -363,18 +399,20 @@ class Pruner:
                     found[packs.parse_name(entry.name)] = entry.size
         return found
 
-    def _read_index(self) -> dict[str, _Rows]:
+    def _read_index(
+        self, beside: Mapping[str, Sequence[Segment]] | None = None
+    ) -> dict[str, _Rows]:
         """Every group's index; raises what keeps a segment that counts from being read."""
         for attempt in range(8):
             try:
-                return self._read_index_once()
+                return self._read_index_once(beside or {})
             except ObjectMissing:  # another prune replaced it between the list and the get
                 if attempt == 7:
                     raise
         raise AssertionError("unreachable: the last attempt returns or raises")
 
-    def _read_index_once(self) -> dict[str, _Rows]:
-        groups: dict[str, list[str]] = defaultdict(list)
+    def _read_index_once(self, beside: Mapping[str, Sequence[Segment]]) -> dict[str, _Rows]:
+        groups: dict[str, list[str]] = defaultdict(list, {group: [] for group in beside})
         segments: dict[str, Segment] = {}
         faults: dict[str, Damaged] = {}
         for entry in self._storage.list("index/"):
@@ -393,9 +431,30 @@ class Pruner:
                 ) from why
         return {
             group: _columns(group, names, [segments[name] for name in names if name in segments
-                                           and name not in void])
+                                           and name not in void] + [*beside.get(group, ())])
             for group, names in groups.items()
         }  # fmt: skip
+
+    def _whole_index(self, refs: Sequence[Refs], *, dry_run: bool = False) -> dict[str, _Rows]:
+        """The index, and what footers tell where a segment is gone: refs name a frame that no
+        segment tells of, and its pack would be taken for garbage."""
+        index = self._read_index()
+        lost = _untold(_frames(refs), index)
+        if not lost:
+            return index
+        self._progress.phase("mending the index")
+        group = {session: one.group for one in refs for session in one.frames}
+        told = {pack[1] for rows in index.values() for pack in rows.told()}
+        beside: dict[str, list[Segment]] = defaultdict(list)
+        for rows in footers(self._catalogue, told):
+            ours = [session.id.hex() for session in rows.sessions if session.id in lost]
+            if ours:
+                beside[group[ours[0]]].append(rows)
+        if dry_run:
+            return self._read_index(beside)
+        for name, segments in beside.items():
+            self._catalogue.put_index(name, joined(segments), now=self._now())
+        return self._read_index()
 
     # -- p1 --------------------------------------------------------------------------------
 
@@ -657,6 +716,31 @@ def _frames(refs: Iterable[Refs]) -> dict[bytes, list[tuple[int, int]]]:
         for session, held in one.frames.items():
             gathered[bytes.fromhex(session)] += [(first, after) for first, after in held]
     return {session: _merged(held) for session, held in gathered.items()}
+
+
+def _untold(
+    wanted: Mapping[bytes, Sequence[tuple[int, int]]], index: Mapping[str, _Rows]
+) -> set[bytes]:
+    """The sessions of which a frame that refs name is not told, with its chunks, by any segment."""
+    known = {group: np.unique(rows.key[rows.chunks > 0]) for group, rows in index.items()}
+    lost = set()
+    for session, held in wanted.items():
+        missing = sum(after - first for first, after in held)
+        for group, rows in index.items():
+            number = rows.number.get(session)
+            if number is not None:
+                edges = np.array(held, np.uint64) + np.uint64(number << 32)
+                ends = np.searchsorted(known[group], edges)
+                missing -= int((ends[:, 1] - ends[:, 0]).sum())
+        if missing > 0:
+            lost.add(session)
+    return lost
+
+
+def _refs_name(snapshot: str) -> str:
+    """The refs that a commit record has."""
+    source, rest = snapshot.split("/")[1:]
+    return f"refs/{source}/{rest.rpartition('-')[2]}"
 
 
 def _merged(held: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:

@@ -244,6 +244,21 @@ class WalStore:
         except ObjectMissing:
             return None
 
+    def holds(self, system_id: int, name: str, data: memoryview) -> bool | None:
+        """Whether a file rests here with this content; None when none of that name does."""
+        head = self.head(system_id, name)
+        if head is None:
+            return None
+        digest = blake3(data, key=self._digest_key).digest()
+        return (head.digest, head.size) == (digest, len(data))
+
+    def conflicts(self, system_id: int, name: str) -> list[Conflict]:
+        """What was offered under the name of a file with other content, and refused."""
+        prefix = f"{walfile.folder(system_id, int(name[:8], 16))}conflicts/{name}-"
+        return self._documents(
+            self._storage.list(prefix), record.WAL_CONFLICT, Conflict.from_body, {}
+        )
+
     def read_head(self, place: str) -> tuple[int, WalHead]:
         """How long an object must be, and what it is; ObjectMissing, Damaged."""
         data = self._storage.get(place, offset=0, length=HEAD_READ)

@@ -35,6 +35,17 @@ class NamedPoint(Protocol):
     def time(self) -> datetime: ...
 
 
+class Made(Protocol):
+    """A tablespace that the log makes; `format.wal.MadeSpace` is one. `lsn`: the end of its record."""
+
+    @property
+    def oid(self) -> int: ...
+    @property
+    def lsn(self) -> int: ...
+    @property
+    def location(self) -> bytes: ...
+
+
 class Facts(Protocol):
     """What is known of a segment; `format.wal.SegmentFacts` is one."""
 
@@ -50,6 +61,8 @@ class Facts(Protocol):
     def largest(self) -> tuple[int, int] | None: ...
     @property
     def restore_points(self) -> Sequence[NamedPoint]: ...
+    @property
+    def spaces(self) -> Sequence[Made]: ...
     @property
     def switched(self) -> bool: ...
     @property
@@ -189,6 +202,8 @@ class Verdict:
     `timeline` is what PostgreSQL is told (None: the backup's own). `around` is the segment in which
     recovery stops, `large` transactions with much log there or next to it: xid, bytes. `unfinished`:
     of the last segment its beginning alone is there, as a `.partial` or as it was received.
+    `spaces` are tablespaces outside of the data directory that recovery makes again, at the very
+    places that they had (those of the last segment may lie behind the target).
     """
 
     yes: bool
@@ -202,6 +217,7 @@ class Verdict:
     gap: Gap | None = None
     before: datetime | None = None  # the last moment before the target that can be recovered
     after: datetime | None = None
+    spaces: Sequence[Made] = ()
     notes: Sequence[str] = ()
     unfinished: bool = False
 
@@ -675,6 +691,12 @@ def _yes(way: _Path, base: Base, last: int, target: Target) -> Verdict:
     if way.timeline > 1 and (held is None or held.history is None):
         told = None  # PostgreSQL refuses a timeline by number whose history it does not find
         notes.append(f"the history file of timeline {way.timeline} is not in the repository")
+    spaces = _spaces(way, base, last)
+    notes += [
+        f"recovery makes tablespace {space.oid}, which the backup has not, where it was made:"
+        f" {space.location.decode('utf-8', 'backslashreplace')!r}"
+        for space in spaces
+    ]
     runs = way.runs(first, last)
     chain = " → ".join(str(run.timeline) for run in runs)
     reasons = [
@@ -691,8 +713,20 @@ def _yes(way: _Path, base: Base, last: int, target: Target) -> Verdict:
         runs,
         (way.timeline_of(last), last),
         tuple(sorted(large.items(), key=lambda row: -row[1])),
+        spaces=spaces,
         notes=tuple(notes),
         unfinished=way.begun(last),
+    )
+
+
+def _spaces(way: _Path, base: Base, last: int) -> tuple[Made, ...]:
+    """Tablespaces that are made again on the way; those in the data directory need no place."""
+    return tuple(
+        space
+        for number in range(base.start // way.log.segment_size, last + 1)
+        if (facts := way.facts(number)) is not None
+        for space in facts.spaces
+        if space.lsn > base.start and space.location.startswith(b"/")
     )
 
 

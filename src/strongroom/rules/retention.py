@@ -17,16 +17,17 @@ other, where `now` has jumped away from them, or where the newest backup has shr
 is *frozen*: what would go stays, and the plan says so, because what deletes old backups
 when the new ones are empty is an attack, or about to be an accident.
 
-A backup that cannot be restored (not good) fills no place of a rule that counts: it stays for its
-`keep` and its holds only.
+A backup that was found damaged (not good) fills no place that a good one could fill: where there are
+enough good ones it stays for its `keep` and its holds only.
 """
 
 from __future__ import annotations
 
+import bisect
 import itertools
 import statistics
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta, tzinfo
 
 from strongroom.rules.durations import Duration
@@ -37,7 +38,10 @@ SKEW = timedelta(hours=1)
 """By how much two clocks may differ before nothing is deleted."""
 SHRUNK = 0.5
 """A newest backup below this part of the ones before it freezes deletion."""
-_BEFORE = 7  # how many backups before the newest tell what is usual
+DOUBT = timedelta(days=14)
+"""So long a drop in size, or a pause, freezes deletion, however many backups follow it."""
+_BEFORE = 7  # how many backups before one tell what is usual, or those of `_PATTERN`, if more
+_PATTERN = timedelta(days=15)  # holds two weekends
 _LATE = 3.0  # times the usual interval without a backup: the clock jumped, or backups stopped
 
 
@@ -45,7 +49,7 @@ _LATE = 3.0  # times the usual interval without a backup: the clock jumped, or b
 class Backup:
     """What retention knows of a backup. `time` is its writer's, `stored` the store's, if it tells.
 
-    `good`: it can be restored, as far as is known. `verified`: a drill or a check read it whole.
+    `good`: nothing of it was found damaged. `verified`: a drill restored it, or a check read it whole.
     `base`: it is physical, and log can be replayed on it from its stop, the moment `stop`.
     """
 
@@ -127,6 +131,13 @@ class _Case:
     reasons: list[str] = field(default_factory=list)
     until: datetime | None = None
     open_end: bool = False
+    places: set[str] = field(default_factory=set)
+
+    def place(self, rule: str, reason: str) -> None:
+        """It fills a place of a rule that counts; one of each is reason enough."""
+        if rule not in self.places:
+            self.places.add(rule)
+            self.stay(reason)
 
     def stay(self, reason: str, until: datetime | None = None) -> None:
         self.reasons.append(reason)
@@ -153,7 +164,7 @@ def plan_retention(
 
     `now` is this machine's clock, `store_now` the store's where it tells; both are aware.
     """
-    ordered = sorted(backups, key=lambda each: (each.born, each.id))
+    ordered = sorted(backups, key=lambda each: (each.born, each.time, each.id))
     cases = [_Case(each) for each in ordered]
     # The earlier of the two clocks: one that is ahead makes nothing older.
     judged = now if store_now is None else min(now, store_now)
@@ -161,6 +172,9 @@ def plan_retention(
     if policy.says_nothing:
         for case in cases:
             case.stay("no retention is configured: everything stays")
+    elif replace(policy, pitr=None).says_nothing and not any(each.base for each in ordered):
+        for case in cases:
+            case.stay("pitr is for physical backups, of which there is none: everything stays")
     _keep(cases, policy, judged)
     _count(cases, policy)
     _recover(cases, policy, judged)
@@ -180,7 +194,7 @@ def _row(case: _Case, policy: Policy, frozen: Sequence[str]) -> Row:
 
 def _over(backup: Backup, policy: Policy) -> str:
     if policy.keep is None:
-        return "no rule keeps it"
+        return "no rule keeps it" if backup.good else "it is damaged, and no rule needs it"
     return f"its {policy.keep} ended {_show(policy.keep.after(backup.born, policy.zone))}"
 
 
@@ -209,18 +223,33 @@ def _keep(cases: Iterable[_Case], policy: Policy, now: datetime) -> None:
             case.stay(f"promised for {policy.keep}, until {_show(until)}", until)
 
 
+def _best_first(cases: Sequence[_Case]) -> list[_Case]:
+    """The newest first, those that are damaged behind all others. Cases come oldest first."""
+    newest = list(reversed(cases))
+    return sorted(newest, key=lambda case: not case.backup.good)
+
+
 def _count(cases: Sequence[_Case], policy: Policy) -> None:
-    good = [case for case in reversed(cases) if case.backup.good]
-    for at, case in enumerate(good[: policy.last], 1):
-        case.stay(f"last {at} of {policy.last}")
+    """By both times of a backup: in a repository that was copied to another store, all were stored
+    on the same day."""
+    _places(_best_first(cases), policy, lambda one: one.born, "")
+    by_writer = sorted(cases, key=lambda case: (case.backup.time, case.backup.id))
+    _places(_best_first(by_writer), policy, lambda one: one.time, ", by its writer's clock")
+
+
+def _places(
+    best: Sequence[_Case], policy: Policy, clock: Callable[[Backup], datetime], told: str
+) -> None:
+    for at, case in enumerate(best[: policy.last], 1):
+        case.place("last", f"last {at} of {policy.last}{told}")
     for word, count, period in _periods(policy):
         seen: dict[str, int] = {}
-        for case in good:
-            name = period(case.backup.born.astimezone(policy.zone))
+        for case in best:
+            name = period(clock(case.backup).astimezone(policy.zone))
             if name in seen or len(seen) == count:
                 continue
             seen[name] = len(seen) + 1
-            case.stay(f"{word} {seen[name]} of {count}: the last of {name}")
+            case.place(word, f"{word} {seen[name]} of {count}: the last of {name}{told}")
 
 
 def _periods(policy: Policy) -> list[tuple[str, int, Callable[[datetime], str]]]:
@@ -239,11 +268,12 @@ def _recover(cases: Sequence[_Case], policy: Policy, now: datetime) -> None:
         return
     opens = policy.pitr.before(now)
     before: _Case | None = None
-    for case in cases:
+    bases = [case for case in cases if case.backup.base]
+    for case in [case for case in bases if case.backup.good] or bases:
         backup = case.backup
-        if not (backup.base and backup.good):
-            continue
-        if (backup.stop or backup.time) <= opens:
+        stop = backup.stop or backup.time
+        # As young as the store says, too: a writer whose clock is behind opens no window.
+        if max(stop, backup.stored or stop) <= opens:
             before = case
         else:
             until = policy.pitr.after(backup.born, policy.zone)
@@ -253,23 +283,24 @@ def _recover(cases: Sequence[_Case], policy: Policy, now: datetime) -> None:
 
 
 def _at_least(cases: Sequence[_Case], policy: Policy) -> None:
-    """The newest verified ones; as long as too few are verified, the newest good ones as well."""
+    """The newest verified ones; as long as too few are verified, the newest of the others as well."""
     least = max(1, policy.minimum)
-    newest = [case for case in reversed(cases) if case.backup.good]
-    verified = [case for case in newest if case.backup.verified]
-    kept = sum(bool(case.reasons) for case in verified)
-    for case in verified:
-        if kept >= least:
-            break
-        if not case.reasons:
-            case.stay(f"never fewer than {least} verified")
-            kept += 1
+    newest = _best_first(cases)
+    good = [case for case in newest if case.backup.good]
+    _fill(
+        [case for case in good if case.backup.verified], least, f"never fewer than {least} verified"
+    )
+    _fill(good, least, f"never fewer than {least}, and fewer are verified")
+    _fill(newest, least, f"never fewer than {least}, and fewer are not damaged")
+
+
+def _fill(newest: Sequence[_Case], least: int, reason: str) -> None:
     kept = sum(bool(case.reasons) for case in newest)
     for case in newest:
         if kept >= least:
-            break
+            return
         if not case.reasons:
-            case.stay(f"never fewer than {least}, and fewer are verified")
+            case.stay(reason)
             kept += 1
 
 
@@ -295,31 +326,55 @@ def freezes(
         assert one.stored is not None
         found.append(f"backup {one.id} says {_show(one.time)}, and was stored {_show(one.stored)}")
     good = [each for each in ordered if each.good]
-    found += [*_late(good, now), *_shrunk(good)]
+    found += [*_late(good, now), *_shrunk(good, now)]
     return tuple(found)
 
 
 def _late(good: Sequence[Backup], now: datetime) -> list[str]:
-    """No backup for much longer than usual: backups stopped, or the clock jumped ahead."""
-    times = [each.born for each in good[-_BEFORE - 1 :]]
-    steps = [(after - before).total_seconds() for before, after in itertools.pairwise(times)]
-    if len(steps) < 2:
-        return []
-    usual = max(statistics.median(steps), 1.0)
-    silent = (now - times[-1]).total_seconds()
-    if silent <= max(_LATE * usual, SKEW.total_seconds()):
-        return []
-    span = Duration(0, int(usual))
-    return [
-        f"the newest backup is of {_show(times[-1])}, and one is made about every {span}: "
-        "backups have stopped, or the clock has jumped"
-    ]
+    """No backup for much longer than usual: backups stopped, or the clock jumped ahead.
+
+    One that is made after a jump does not make the jump undone: a pause that ended lately counts.
+    """
+    ends = [*(each.born for each in good), now]
+    steps = [_step(before, after) for before, after in itertools.pairwise(good)]
+    for at in reversed(range(3, len(ends))):
+        begin, end = ends[at - 1], ends[at]
+        if end < now - DOUBT:
+            break
+        # What is usual tell the others: nights and weekends come again, a jump does not.
+        first = min(bisect.bisect_left(ends, begin - _PATTERN), at - _BEFORE)
+        usual = max([*steps[max(0, first) : at - 1], *steps[at:]])
+        if end - begin <= max(_LATE * usual, SKEW):
+            continue
+        span = Duration(0, max(1, int(usual.total_seconds())))
+        if at == len(good):
+            return [
+                f"the newest backup is of {_show(begin)}, and one is made about every {span}: "
+                "backups have stopped, or the clock has jumped"
+            ]
+        return [
+            f"none was made between {_show(begin)} and {_show(end)}, where one is made about every "
+            f"{span}: backups had stopped, or the clock has jumped"
+        ]
+    return []
 
 
-def _shrunk(good: Sequence[Backup]) -> list[str]:
+def _step(before: Backup, after: Backup) -> timedelta:
+    """From one to the next; in a copied repository, all of which was stored at once, by the writers'."""
+    written = after.time - before.time
+    return max(after.born - before.born, written if written <= _PATTERN else timedelta())
+
+
+def _shrunk(good: Sequence[Backup], now: datetime) -> list[str]:
+    """The newest has shrunk, beside what was usual before any backup of late: others that are as
+    small do not make it usual at once."""
     if len(good) < 2:
         return []
-    usual = statistics.median([each.size for each in good[-_BEFORE - 1 : -1]])
+    usual = 0.0
+    for at in reversed(range(1, len(good))):
+        if at < len(good) - 1 and good[at].born < now - DOUBT:
+            break
+        usual = max(usual, statistics.median([one.size for one in good[max(0, at - _BEFORE) : at]]))
     newest = good[-1]
     if newest.size >= SHRUNK * usual:
         return []

@@ -10,8 +10,10 @@ Large objects go past the page cache where the file system allows it: a backup
 must not push a database's pages out of memory, and copying into fresh cache
 pages was a fifth of a backup's CPU time (docs/reference/speed.md).
 
-Files are 0600 and directories 0700. No symbolic link below the root is ever
-followed: each directory is opened from its parent with O_NOFOLLOW.
+Files are 0600 and directories 0700, and what root makes belongs to whom the root directory belongs
+to: a restore by root must not leave objects that the account of the backups cannot read. No
+symbolic link below the root is ever followed: each directory is opened from its parent with
+O_NOFOLLOW.
 Temporaries live in `+tmp`, which no object name can spell, so that a listing
 cannot show them.
 """
@@ -77,6 +79,7 @@ class LocalStorage:
         self._now = now
         self._serial = itertools.count()
         self._settled: set[str] = set()
+        self._owner: tuple[int, int] | None = None  # who gets what we make, if not ourselves
         self._direct = hasattr(os, "O_DIRECT")
         self._bounces: list[mmap.mmap] = []  # aligned buffers, kept: one for each put under way
         self._places: tuple[Place, ...] = (_link, _rename_noreplace, _rename_under_lock)
@@ -199,8 +202,11 @@ class LocalStorage:
         with self._lock:
             if self._temporaries >= 0:
                 return
+            if os.geteuid() == 0:
+                facts = os.fstat(root)
+                self._owner = (facts.st_uid, facts.st_gid) if facts.st_uid else None
             with contextlib.suppress(FileExistsError):
-                os.mkdir(TEMPORARIES, 0o700, dir_fd=root)
+                _make(root, TEMPORARIES, self._owner)
             self._temporaries = os.open(TEMPORARIES, _DIRECTORY, dir_fd=root)
         self._drop_stale_temporaries()
 
@@ -223,7 +229,7 @@ class LocalStorage:
         here, walked = root, ""
         try:
             for part in folder.split("/"):
-                below = _open_below(here, part, make=make)
+                below = _open_below(here, part, make=make, owner=self._owner)
                 above, here = here, below
                 walked = f"{walked}/{part}"
                 try:
@@ -334,7 +340,11 @@ class LocalStorage:
             temporary = f"{os.getpid()}.{next(self._serial)}"
             # A process of another host, or a dead one with our number, may have left that name.
             with contextlib.suppress(FileExistsError):
-                return temporary, os.open(temporary, _CREATE, 0o600, dir_fd=self._temporaries)
+                file = os.open(temporary, _CREATE, 0o600, dir_fd=self._temporaries)
+                if self._owner is not None:
+                    with contextlib.suppress(OSError):  # a file system that denies it to root, too
+                        os.fchown(file, *self._owner)
+                return temporary, file
 
     def _place(self, temporary: str, directory: int, leaf: str, if_absent: bool) -> None:
         try:
@@ -399,7 +409,14 @@ def _make_durable_directories(path: bytes) -> None:
         os.close(above)
 
 
-def _open_below(here: int, part: str, *, make: bool) -> int:
+def _make(here: int, part: str, owner: tuple[int, int] | None) -> None:
+    os.mkdir(part, 0o700, dir_fd=here)
+    if owner is not None:
+        with contextlib.suppress(OSError):
+            os.chown(part, *owner, dir_fd=here, follow_symlinks=False)
+
+
+def _open_below(here: int, part: str, *, make: bool, owner: tuple[int, int] | None) -> int:
     try:
         return os.open(part, _DIRECTORY, dir_fd=here)
     except FileNotFoundError:
@@ -411,7 +428,7 @@ def _open_below(here: int, part: str, *, make: bool) -> int:
             raise OSError(errno.ELOOP, os.strerror(errno.ELOOP)) from error
         raise
     with contextlib.suppress(FileExistsError):
-        os.mkdir(part, 0o700, dir_fd=here)
+        _make(here, part, owner)
     return os.open(part, _DIRECTORY, dir_fd=here)
 
 

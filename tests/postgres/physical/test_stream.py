@@ -7,6 +7,8 @@ import signal
 from pathlib import Path
 
 import pytest
+from psycopg.conninfo import make_conninfo
+from psycopg.pq import ConnStatus, PGconn
 
 from postgres.physical.streams import StreamRoom
 from postgres.physical.test_standby import caught_up
@@ -179,6 +181,20 @@ def test_a_server_of_wal_level_minimal_is_told(folder: Path) -> None:
     ):
         StreamRoom(pg, folder).take()
     assert "max_wal_senders" in caught.value.do
+
+
+def test_p47_walsenders_that_others_use_up_are_told(folder: Path) -> None:
+    with cluster(16, max_wal_senders="1") as pg:
+        dsn = make_conninfo(pg.dsn_for("postgres", tcp=True), replication="true")
+        other = PGconn.connect(dsn.encode())
+        assert other.status == ConnStatus.OK, other.error_message
+        try:
+            with pytest.raises(Refused) as caught:
+                StreamRoom(pg, folder).take()
+        finally:
+            other.finish()
+        assert "no room for a replication connection" in caught.value.what
+        assert "max_wal_senders" in caught.value.do
 
 
 def test_trap_13_damaged_pages_are_told_and_the_backup_is_there(folder: Path) -> None:

@@ -157,23 +157,37 @@ def test_nobody_else_sees_the_mount_and_the_machine_is_read_only_to_it(
             assert connection.execute("SELECT count(*) FROM far").fetchone() == (5000,)
 
 
-def test_log_that_names_a_place_of_the_original_does_not_write_there(folder: Path) -> None:
-    """Replay of CREATE TABLESPACE would use the original's directory, on this machine."""
-    late = folder / "late"
-    late.mkdir(mode=0o700)
+@pytest.mark.parametrize("there", [True, False])
+def test_log_that_makes_a_tablespace_gets_a_place_of_its_own(folder: Path, there: bool) -> None:
+    """Replay of CREATE TABLESPACE uses what is at its place, which on this machine is the original's;
+    where nothing is any more, the server gets a place that nobody else sees."""
+    late = folder / "late, and: odd" / "deep"
+    late.mkdir(mode=0o755, parents=True)
     os.chown(late, service_account().uid, service_account().gid)
     story = Story(16)
     try:
         with story.server.connect() as connection:
             connection.execute(f"CREATE TABLESPACE late LOCATION '{late}'")
-            connection.execute("CREATE TABLE there TABLESPACE late AS SELECT 1 AS n")
+            connection.execute("CREATE TABLE there TABLESPACE late AS SELECT 7 AS n")
             row = connection.execute("SELECT pg_walfile_name(pg_switch_wal())").fetchone()
             assert row is not None
         until((story.room.archive.folder / row[0]).exists)
-        before = _state(late)
-        with pytest.raises(StrongroomError, match="Read-only file system"), opened(story):
+        if not there:
+            story.server.close()
+            shutil.rmtree(late.parent)
+        before = _state(folder)
+        with opened(story, made=[os.fsencode(late)]) as server:
+            with server.connect() as connection:
+                assert connection.execute("SELECT n FROM there").fetchone() == (7,)
+                connection.execute("INSERT INTO there SELECT generate_series(1, 10000)")
+                connection.execute("CHECKPOINT")
+                with pytest.raises(psycopg.Error, match="Read-only file system"):
+                    connection.execute(f"COPY (SELECT 1) TO '{folder}/out'")
+            assert "ledger" in everything(server)
+        assert _state(folder) == before
+        with pytest.raises(StrongroomError), opened(story):  # nobody told it of the place
             pass
-        assert _state(late) == before
+        assert _state(folder) == before
     finally:
         story.close()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,11 +12,13 @@ from typing import Any
 import pytest
 
 from acceptance.conftest import tree_of
+from postgres.physical.tools import Room, cluster
 from postgres.recovery.story import Story
 from strongroom.errors import Damaged, Refused
+from strongroom.format.wal import MadeSpace
 from strongroom.postgres.embedded import service_account
 from strongroom.postgres.recovery.settings import Recovery
-from strongroom.postgres.recovery.sink import MARKER, PhysicalSink
+from strongroom.postgres.recovery.sink import MARKER, PhysicalSink, sorted_otherwise
 from strongroom.progress import Silent
 from strongroom.repository.ports import Outcome
 
@@ -78,6 +81,67 @@ def test_trap_9_and_54_tablespaces_go_where_they_are_told(story16: Story, place:
             place.parent / "other",
             spaces={b"/none": b"/x", os.fsencode(story16.space): b"/y"},
         ).preflight(story16.room.reader(story16.report))
+
+
+def test_trap_9_what_recovery_makes_goes_over_nothing(story16: Story, place: Path) -> None:
+    """A tablespace that the log makes goes where it was: PostgreSQL uses whatever it finds there."""
+    late = place.parent / "late"
+    made = [MadeSpace(99, 1, os.fsencode(late))]
+    mapped = {os.fsencode(story16.space): os.fsencode(f"{place}-space")}
+
+    def preflight(*more: tuple[bytes, Path]) -> None:
+        spaces = mapped | {key: os.fsencode(path) for key, path in more}
+        one = PhysicalSink(os.fsencode(place), spaces=spaces, made=made)
+        one.preflight(story16.room.reader(story16.report))
+
+    preflight()
+    with pytest.raises(Refused, match="cannot go elsewhere"):
+        preflight((b"99", place.parent / "other"))
+    late.mkdir()
+    with pytest.raises(Refused, match="the original may be using it"):
+        preflight()
+    preflight((os.fsencode(late), late))
+    (late / "PG_16_202307071").mkdir()
+    with pytest.raises(Refused, match="the original may be using it"):
+        preflight((os.fsencode(late), late))
+    shutil.rmtree(late)
+    sink = PhysicalSink(os.fsencode(place), spaces=mapped, made=made)
+    sink.restore(story16.room.reader(story16.report), progress=Silent())
+    assert late.is_dir() and not os.listdir(late)
+    assert late.stat().st_uid == place.stat().st_uid
+
+
+@pytest.mark.parametrize(
+    ("collations", "here", "told"),
+    [
+        ([["c", "2.31"]], "2.31", None),
+        ([["c", "2.31"]], "2.36", "libc 2.31, and this machine has 2.36"),
+        ([["c", "2.28"], ["c", "2.31"]], "2.31", "libc 2.28, 2.31, and this machine has 2.31"),
+        ([["i", "153.14"]], "2.36", None),
+        ([], "2.36", None),
+        (None, "2.36", None),
+    ],
+)
+def test_p38_p39_text_that_is_sorted_otherwise_here(
+    collations: list[list[str]] | None, here: str, told: str | None
+) -> None:
+    server = {} if collations is None else {"collations": collations}
+    found = sorted_otherwise(server, here)
+    if told is None:
+        assert found == {}
+    else:
+        assert told in found["collations"] and "REINDEX" in found["collations"]
+
+
+def test_p38_versions_of_collations_are_recorded_and_compared(tmp_path: Path) -> None:
+    with cluster(15) as server:
+        with server.connect() as connection:
+            connection.execute("UPDATE pg_database SET datcollversion = '2.1'")
+        room = Room(server, tmp_path)
+        report, facts = room.take()
+        assert facts.server["collations"] == [["c", "2.1"]]
+        plan = PhysicalSink(os.fsencode(tmp_path / "data")).preflight(room.reader(report))
+        assert "libc 2.1" in plan["collations"]
 
 
 def test_trap_53_what_is_not_ours_is_refused(story16: Story, place: Path) -> None:

@@ -18,6 +18,7 @@ from strongroom.errors import (
     UsageError,
 )
 from strongroom.rules.durations import parse_duration
+from strongroom.rules.proof import HURT, WHOLE
 from strongroom.rules.sizes import parse_size, show_size
 
 if TYPE_CHECKING:
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 
 _FILES_SHOWN, FILES_NAMED = 10, 1000
 _STRUCTURE, _EVERYTHING = 1, 3
+_IDS_TOLD = 4096  # backups that the audit log is told to be whole: the newest
 _DEFAULT = Everywhere()
 
 
@@ -70,11 +72,21 @@ def check(
             "snapshots": report.snapshots,
             "packs_read": report.packs_read,
             "packs_left": report.packs_left,
-            "damaged_snapshots": report.damaged_snapshots,
+            "coverage": coverage(report),
+            WHOLE: report.whole[:_IDS_TOLD],
+            HURT: report.damaged_snapshots,
         }
     shown = FILES_NAMED if desk.flags.verbose else _FILES_SHOWN
     desk.output.lines(_lines(report, read_data, shown))
     return desk.output.finish("check", _body(report), _verdict(report))
+
+
+def coverage(report: Report) -> str:
+    """How much a check looked at: the structure, or the data too, of them all or as far as it came."""
+    if report.level < _EVERYTHING:
+        return "structure"
+    all_of_it = report.packs_left == 0 and report.stopped is None and not report.unreached
+    return "whole" if all_of_it else "budget"
 
 
 def read_budget(text: str) -> tuple[float | None, int | None]:
@@ -159,6 +171,8 @@ def _lines(report: Report, read_data: bool, shown: int) -> list[str]:
     read = f", {report.packs_read} packs read ({show_size(report.bytes_read)})" if read_data else ""
     left = f", {report.packs_left} left for the next time" if report.packs_left else ""
     verdict = f"{len(report.findings)} damaged" if report.findings else "no damage found"
+    if read_data:
+        read += f", {len(report.whole)} backups proved whole"
     if report.unreached:
         verdict += f", {len(report.unreached)} could not be checked"
     if report.stopped is not None:
@@ -177,6 +191,8 @@ def _body(report: Report) -> dict[str, Any]:
         "packs_read": report.packs_read,
         "packs_left": report.packs_left,
         "bytes_read": report.bytes_read,
+        "coverage": coverage(report),
+        "whole": report.whole,
         "damaged_snapshots": report.damaged_snapshots,
         "findings": list(map(_finding_body, report.findings)),
         "unreached": [

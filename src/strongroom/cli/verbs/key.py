@@ -1,4 +1,4 @@
-"""key list, add and remove: who opens the repository."""
+"""key list, add, remove and kit: who opens the repository."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ import os
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 from strongroom import wiring
-from strongroom.cli.desk import Desk, ask_new_secret
+from strongroom.cli.desk import Desk, ask_new_secret, ask_secret
 from strongroom.cli.flags import Everywhere
 from strongroom.cli.names import show_name
 from strongroom.cli.secret_files import make_key_file
-from strongroom.config.secrets import read_private
-from strongroom.errors import NotFound, UsageError
+from strongroom.config.secrets import read_private, resolve
+from strongroom.errors import KeyRefused, NotFound, UsageError
 
 if TYPE_CHECKING:
     from strongroom.keys.base import KeyHolder
@@ -127,6 +127,47 @@ def remove(chosen: str, /, *, dry_run: bool = False, everywhere: Everywhere = _D
         run.detail |= {"act": "remove", "slot": slot.slot, "kind": slot.kind, "role": slot.role}
     desk.output.document("key", {"key": _body(slot), "removed": not dry_run})
     desk.output.line(f"{'Would remove' if dry_run else 'Removed'}: {_sentence(slot)}")
+    return 0
+
+
+def kit(*, test: bool = False, everywhere: Everywhere = _DEFAULT) -> int:
+    """Try the printed recovery kit: whether its code opens the repository, and nothing else's help.
+
+    The code is asked for on a terminal, or comes by --recovery-code-file or
+    STRONGROOM_RECOVERY_CODE. That it was tried is recorded in the audit log, where `doctor` finds it.
+
+    Parameters
+    ----------
+    test
+        Try it. (A new kit is made by `strongroom key add NAME --new-recovery-code`.)
+    """
+    desk = Desk(everywhere)
+    if not test:
+        raise UsageError(
+            "What is to be done with the kit?",
+            do="Give --test; a new one is made by `strongroom key add NAME --new-recovery-code`.",
+        )
+    with desk.recorded("key", what="try the recovery kit") as run:
+        run.detail |= {"act": "test-kit"}
+        code = desk.configuration.repository.recovery_code
+        if code is not None:
+            typed = resolve(code, desk.environ)
+        elif desk.may_ask():
+            typed = ask_secret("Recovery code: ")
+        else:
+            raise KeyRefused(
+                "No recovery code is given.",
+                do="Run it on a terminal, or give --recovery-code-file.",
+            )
+        holder = wiring.recovery_code_holder(typed)
+        with desk.repository([holder]) as repository:
+            keyring = cast("Keyring", repository.keys)
+            # Where a copy of the kit was taken away, another may still be good: which one was it?
+            name = keyring.slots[max(keyring.slots)].rpartition("/")[2].removesuffix(".json")
+            run.detail |= {"slot": name, "role": keyring.role}
+    desk.output.document("kit", {"opens": True, "slot": name, "role": keyring.role})
+    desk.output.line(f"The recovery code opens the repository, as a {keyring.role}.")
+    desk.output.note("Put the page back where it is kept.")
     return 0
 
 

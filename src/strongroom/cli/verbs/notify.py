@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from strongroom import wiring
@@ -52,16 +53,20 @@ def test(*names: str, everywhere: Everywhere = _DEFAULT) -> int:
         repository=desk.configuration.repository.url or "no repository",
     )
     key = frozenset({message.key})
-    faults = {
-        done.channel: done.fault
-        for done in tell([message], channels, escalated=key, at=desk.now, host=host)
-    }
-    for ping in pings:
-        faults[ping.name] = ""
-        try:
-            ping.ping()
-        except StrongroomError as fault:
-            faults[ping.name] = fault.what
+    faults: dict[str, str] = {}
+    with desk.recorded("notify", what="test of notifications") as run:
+        for done in tell([message], channels, escalated=key, at=desk.now, host=host):
+            faults[done.channel] = done.fault
+        for ping in pings:
+            faults[ping.name] = ""
+            try:
+                ping.ping()
+            except StrongroomError as fault:
+                faults[ping.name] = fault.what
+        run.detail["taken"] = [name for name, said in faults.items() if not said]
+        run.exit = Unreachable.exit_status if any(faults.values()) else 0
+        with suppress(StrongroomError), desk.repository():
+            pass  # opened, so that it can be recorded: a test must not fail for want of a repository
     rows = [{"channel": name, "taken": not fault, "fault": fault} for name, fault in faults.items()]
     desk.output.document("notify", {"channels": rows})
     for name, said in faults.items():

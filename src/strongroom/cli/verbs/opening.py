@@ -14,6 +14,7 @@ from strongroom import wiring
 from strongroom.cli.desk import Desk
 from strongroom.cli.flags import Everywhere
 from strongroom.cli.names import show_text
+from strongroom.cli.places import parse_place
 from strongroom.cli.progress import listening
 from strongroom.cli.verbs.recovery import NO_TARGET, OpeningFlags, TargetFlags, found_at
 from strongroom.errors import Interrupted, UsageError
@@ -56,6 +57,7 @@ def open_cluster(
     database
         Which database, where the cluster has several.
     """
+    from strongroom.operations.can_restore import target_text  # noqa: PLC0415
     from strongroom.operations.open_cluster import words_of  # noqa: PLC0415
     from strongroom.operations.recovering import opened  # noqa: PLC0415
 
@@ -65,8 +67,15 @@ def open_cluster(
     argv = None if exec_ is None else words_of(exec_)
     desk = Desk(everywhere)
     how = opening.how(desk)
-    with desk.repository() as repository:
+    source = parse_place(place).source
+    with (
+        desk.recorded("read", source=source, what=f"open {place}") as run,
+        desk.repository() as repository,
+    ):
         cluster, found = found_at(desk, repository, place, target)
+        assert found.verdict.base is not None
+        run.of(cluster.snapshots[found.verdict.base.id])
+        run.detail["target"] = target_text(found.verdict.target)
         with ExitStack() as stack:
             with listening(desk.output) as shown:
                 phases = _Phases(shown, began)
@@ -76,11 +85,12 @@ def open_cluster(
                     )
                 )
             status, body = _use(desk, cluster, sandbox, argv, sql, database, phases)
-    fault = getattr(sandbox, "damage", None)
-    if fault is not None and status == 0:
-        fault.means = "What was asked may be missing from the answer; other tables are not touched."
-        fault.do = "`strongroom check --read-data` names what is damaged."
-        return desk.output.finish("open", body, fault)
+        fault = getattr(sandbox, "damage", None)
+        if fault is not None and status == 0:
+            fault.means = "What was asked may be missing from the answer; other tables are whole."
+            fault.do = "`strongroom check --read-data` names what is damaged."
+            return desk.output.finish("open", body, fault)
+        run.detail["exit"] = status  # of what was run in it: the opening itself is done
     desk.output.event("result", {"verb": "open", "exit": status, **body})
     return status
 

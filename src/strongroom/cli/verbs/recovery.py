@@ -420,6 +420,7 @@ def restore_cluster(desk: Desk, repository: Repository, wanted: Wanted, run: Dra
         ),
         delta=wanted.cluster.delta,
         spaces=dict(_space(one) for one in wanted.cluster.tablespace or ()),
+        made=verdict.spaces,
         owner=wanted.owner,
         jobs=desk.jobs,
     )

@@ -113,6 +113,11 @@ class RunbookFlags:
     drop_old: Annotated[bool, Parameter(group=_RUNBOOK)] = False
     """Give up what finished runs kept of before, and do nothing else."""
 
+    @property
+    def anew(self) -> bool:
+        """Whether all of it is done, so that its time tells something."""
+        return not (self.resume or self.drop_old)
+
     def given(self) -> list[str]:
         """The flags beside --runbook that were given."""
         names = {
@@ -171,7 +176,7 @@ def restore(
 
         wanted = Wanted(source, to, backup, at, dry_run, not no_owner, files, databases, runbook)
         with desk.recorded("restore", source=source, what=f"restore {source} in place") as run:
-            run.nothing, run.detail = dry_run, {"runbook": True}
+            run.nothing, run.detail = dry_run, {"runbook": True, "whole": runbook.anew}
             return run_book(desk, wanted, run)
     if runbook.given():
         raise UsageError(f"{runbook.given()[0]} goes with --runbook.", do="Give both.")
@@ -225,7 +230,8 @@ def restore(
             fault.do += "."
             raise
         run.files, run.size = outcome.files, outcome.size
-        run.problems = len(outcome.problems)
+        part = files.path or databases.schema or databases.table
+        run.problems, run.detail["whole"] = len(outcome.problems), not part
         return _tell_outcome(desk, snapshot, outcome, wiring.steady() - began)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -10,10 +11,11 @@ from strongroom.cli.flags import Everywhere
 from strongroom.cli.names import show_text
 from strongroom.cli.progress import listening
 from strongroom.cli.records import ID_SHOWN, show_moment, snapshot_body
-from strongroom.config.model import PostgresTable
+from strongroom.config.model import PostgresTable, SourceTable
 from strongroom.errors import Damaged, Refused, UsageError
 from strongroom.rules.durations import parse_duration
-from strongroom.rules.retention import Plan
+from strongroom.rules.proof import NOTHING
+from strongroom.rules.retention import Backup, Plan
 from strongroom.rules.sizes import show_size
 
 if TYPE_CHECKING:
@@ -120,7 +122,7 @@ def expire(
     dry_run
         Only say it.
     """
-    from strongroom.operations import clocks, retaining  # noqa: PLC0415 -- numpy behind it
+    from strongroom.operations import retaining  # noqa: PLC0415 -- numpy behind it
 
     desk = Desk(everywhere)
     tables = desk.configuration.source
@@ -129,22 +131,12 @@ def expire(
     frozen: dict[str, tuple[str, ...]] = {}
     with desk.recorded("expire", source=source or "") as run, desk.repository() as repository:
         now = desk.now
-        apart = clocks.clock_difference(repository.storage, repository.seams)
-        store_now = None if apart is None else now + timedelta(seconds=apart)
-        for name, table in chosen.items():
-            judged = retaining.judge(
-                repository,
-                name,
-                retaining.policy_of(desk.configuration, table),
-                physical=isinstance(table, PostgresTable) and table.method == "physical",
-                now=now,
-                store_now=store_now,
-            )
+        for judged in _judged(desk, repository, chosen, now=now):
             gone = [] if dry_run else retaining.expire(repository, judged, now=now)
             rows.append(_source_body(judged, [one.id for one in gone]))
             desk.output.lines(_source_lines(judged, dry_run=dry_run))
             if judged.plan.frozen:
-                frozen[name] = judged.plan.frozen
+                frozen[judged.source] = judged.plan.frozen
         run.fault = _frozen(frozen) if frozen else None
         gone_ids = {str(row["source"]): row["expired"] for row in rows if row["expired"]}
         run.nothing = dry_run or not (gone_ids or frozen)
@@ -170,7 +162,7 @@ def prune(
     """Give back the space of what no backup relies on. Nothing else deletes.
 
     Safe beside running backups and other prunes, and needs no key that opens data. If it stops
-    anywhere, run it again.
+    anywhere, run it again. Of sources whose deletion `expire` refuses nothing is swept.
 
     Parameters
     ----------
@@ -191,7 +183,12 @@ def prune(
         listening(desk.output) as progress,
     ):
         run.nothing = dry_run
-        rules = Rules(live=live, pack_size=repository.settings.pack_size)
+        spared = {
+            judged.source: judged.plan.frozen
+            for judged in _judged(desk, repository, desk.configuration.source, now=desk.now)
+            if judged.plan.frozen
+        }
+        rules = Rules(live=live, pack_size=repository.settings.pack_size, spared=frozenset(spared))
         pruner = Pruner(repository, rules=rules, progress=progress)
         done = pruner.plan() if dry_run else pruner.run()
         log = _prune_wal(repository, dry_run=dry_run)
@@ -210,9 +207,34 @@ def prune(
             "packs_deleted": done.dead,
             "packs_repacked": done.repacked,
             "wal_files": log["files"],
+            "spared": sorted(spared),
         }
     desk.output.lines(_prune_lines(done, log, dry_run=dry_run))
-    return desk.output.finish("prune", {"dry_run": dry_run, **_prune_body(done), "wal": log}, fault)
+    for name, reasons in spared.items():
+        desk.output.warning(f"expired backups of {show_text(name)} are not swept: {reasons[0]}")
+    body = {"dry_run": dry_run, **_prune_body(done), "wal": log, "spared": sorted(spared)}
+    return desk.output.finish("prune", body, fault)
+
+
+def _judged(
+    desk: Desk, repository: Repository, sources: Mapping[str, SourceTable], *, now: datetime
+) -> Iterator[Judged]:
+    """The plan of each source, by what the log and both clocks say."""
+    from strongroom.operations import clocks, retaining  # noqa: PLC0415 -- numpy behind it
+
+    apart = clocks.clock_difference(repository.storage, repository.seams)
+    journal = desk.recorder.journal
+    proof = NOTHING if journal is None else retaining.proof_of(journal)
+    for name, table in sources.items():
+        yield retaining.judge(
+            repository,
+            name,
+            retaining.policy_of(desk.configuration, table),
+            physical=isinstance(table, PostgresTable) and table.method == "physical",
+            proof=proof,
+            now=now,
+            store_now=None if apart is None else now + timedelta(seconds=apart),
+        )
 
 
 def read_until(text: str, *, now: datetime) -> datetime:
@@ -256,9 +278,13 @@ def _source_lines(judged: Judged, *, dry_run: bool) -> list[str]:
     for row in plan.rows:
         word = "stays" if row.stays else "goes "
         when = show_moment(row.backup.born)
-        reasons = show_text("; ".join(row.reasons))
+        reasons = show_text("; ".join([*row.reasons, *_known(row.backup)]))
         lines.append(f"  {word}  {row.backup.id[:ID_SHOWN]}  {when}  {reasons}")
     return lines
+
+
+def _known(backup: Backup) -> list[str]:
+    return ["damaged"] if not backup.good else ["verified"] if backup.verified else []
 
 
 def _source_body(judged: Judged, gone: list[str]) -> dict[str, Any]:
@@ -273,6 +299,8 @@ def _source_body(judged: Judged, gone: list[str]) -> dict[str, Any]:
                 "time": row.backup.time.isoformat(),
                 "stored": None if row.backup.stored is None else row.backup.stored.isoformat(),
                 "size": row.backup.size,
+                "verified": row.backup.verified,
+                "damaged": not row.backup.good,
                 "stays": row.stays,
                 "reasons": list(row.reasons),
                 "until": None if row.until is None else row.until.isoformat(),

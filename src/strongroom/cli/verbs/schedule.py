@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import subprocess
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
@@ -13,6 +14,7 @@ from cyclopts import Parameter
 from strongroom import wiring
 from strongroom.cli.desk import Desk
 from strongroom.cli.flags import Everywhere
+from strongroom.cli.measuring import measured, served
 from strongroom.cli.names import show_text
 from strongroom.cli.output import error_body
 from strongroom.cli.records import show_moment
@@ -33,6 +35,7 @@ from strongroom.rules.schedule import Job, State, Verdict, worst
 from strongroom.rules.times import show_time
 
 if TYPE_CHECKING:
+    from strongroom.observe.metrics import Board
     from strongroom.repository.leases import Leases
     from strongroom.repository.repository import Repository
 
@@ -101,8 +104,8 @@ def serve(*, everywhere: Everywhere = _DEFAULT) -> int:
     desk = Desk(everywhere)
     jobs = jobs_of(desk)
     teller = Teller(desk)
-    desk.output.note(f"serving {len(jobs)} jobs")
-    with Watch(wiring.steady) as watch:
+    with served(desk) as board, Watch(wiring.steady) as watch:
+        desk.output.note(f"serving {len(jobs)} jobs")
         while watch.stop is None:
             if watch.hangup:
                 watch.hangup = False
@@ -113,7 +116,7 @@ def serve(*, everywhere: Everywhere = _DEFAULT) -> int:
             try:
                 jobs = jobs_of(desk)
                 with teller.about_repository():
-                    for _ in _run_all(desk, jobs, watch, teller, grace=grace):
+                    for _ in _run_all(desk, jobs, watch, teller, grace=grace, board=board):
                         continue
                 now = desk.now
                 times = [(each.cron.next(now, each.zone) - now).total_seconds() for each in jobs]
@@ -183,7 +186,13 @@ def _judge(desk: Desk, repository: Repository, jobs: Sequence[Job]) -> list[Verd
 
 
 def _run_all(
-    desk: Desk, jobs: Sequence[Job], watch: Watch, teller: Teller, *, grace: float
+    desk: Desk,
+    jobs: Sequence[Job],
+    watch: Watch,
+    teller: Teller,
+    *,
+    grace: float,
+    board: Board | None = None,
 ) -> Iterator[dict[str, Any]]:
     """Run what is due, judged anew after each job; yield a document for each that was tried.
 
@@ -198,6 +207,7 @@ def _run_all(
             )
         while watch.stop is None:
             verdicts = _judge(desk, repository, jobs)
+            measured(desk, repository, board, fresh=bool(tried))
             if not tried:
                 for one in verdicts:
                     if one.state in (State.MISSED, State.OVERRUN):
@@ -245,7 +255,7 @@ def _run_one(
                 "STRONGROOM_JOB": about.job.name,
                 "STRONGROOM_DUE": show_time(about.due),
             },
-            stdout=2 if desk.output.json else None,
+            stdout=_stdout(desk),
             grace=grace,
             sign=sign,
             every=every,
@@ -268,6 +278,13 @@ def _run_one(
         body["error"] = error_body(fault)
     desk.output.event("job-end", body)
     return body
+
+
+def _stdout(desk: Desk) -> int | None:
+    """Where a job's result goes that is for people: not between lines of JSON."""
+    if desk.output.log == "json":
+        return subprocess.DEVNULL
+    return 2 if desk.output.json else None
 
 
 def _fault(done: Sequence[dict[str, Any]], status: int) -> StrongroomError | None:
@@ -294,6 +311,7 @@ def _handed_on(flags: Everywhere) -> list[str]:
         (flags.recovery_code_file, "--recovery-code-file"),
         (flags.cache_dir, "--cache-dir"),
         (flags.jobs, "--jobs"),
+        (flags.log_format, "--log-format"),
     ):
         if value is not None:
             words.append(f"{flag}={value}")

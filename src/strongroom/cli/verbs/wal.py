@@ -47,6 +47,7 @@ def push(
     source: str | None = None,
     socket: str | None = None,
     accept_system: bool = False,
+    dry_run: bool = False,
     everywhere: Everywhere = _DEFAULT,
 ) -> int:
     """Archive one file of the WAL: archive_command = 'strongroom wal push %p'.
@@ -64,7 +65,10 @@ def push(
         Where the daemon listens, instead of $STRONGROOM_WAL_SOCKET or /run/strongroom/wal.sock.
     accept_system
         Once, by hand: the source is another system from now on (made anew, or upgraded).
+    dry_run
+        Say whether it could be archived, and why not; a tiny object is put and deleted again.
     """
+    from strongroom.operations.try_push import try_push  # noqa: PLC0415
     from strongroom.postgres.wal.daemon import choose_source  # noqa: PLC0415
     from strongroom.postgres.wal.directory import DataDirectory  # noqa: PLC0415
     from strongroom.postgres.wal.push import Pusher, file_name  # noqa: PLC0415
@@ -76,7 +80,10 @@ def push(
     whose = choose_source(wiring.wal_sources(desk.configuration), source or "")
     directory = DataDirectory.here()
     with desk.repository() as repository:
-        Pusher(WalStore(repository), accept_system=accept_system).push(directory, path, whose)
+        if dry_run:
+            try_push(repository, directory, path, whose, accept_system=accept_system)
+        else:
+            Pusher(WalStore(repository), accept_system=accept_system).push(directory, path, whose)
     return 0
 
 

@@ -15,7 +15,7 @@ import subprocess
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 from strongroom.errors import Refused, StrongroomError, TargetFull
 from strongroom.postgres.open.chunks import Chunks
@@ -49,6 +49,7 @@ class NoFuse(Refused):
 class OpenedServer(Sandbox):
     """One server on one snapshot; `recover` as of a Sandbox.
 
+    `made` are places outside where recovery makes tablespaces: the server gets private ones there.
     `cache` bounds the decoded chunks that are kept, in bytes; written blocks go below `scratch`
     ($TMPDIR without it). NoFuse from `recover` when nothing can be mounted; then nothing was started.
     """
@@ -62,6 +63,7 @@ class OpenedServer(Sandbox):
         snapshot: SnapshotReader,
         facts: PhysicalFacts,
         *,
+        made: Sequence[bytes] = (),
         cache: int = CACHE,
         scratch: str | None = None,
         on_fault: OnFault | None = None,
@@ -75,11 +77,12 @@ class OpenedServer(Sandbox):
         self._sockets: tuple[socket.socket, socket.socket] | None = None
         self._faults_lock = threading.Lock()
         self._told: set[tuple[bytes, str]] = set()
-        _require_device()
+        require_device()
         sweep(scratch)
         self._lock = _lock(self.directory)
         try:
             self._prepare(snapshot, facts, cache)
+            self._prepare_places(made)
         except BaseException:
             self.close()
             raise
@@ -108,6 +111,16 @@ class OpenedServer(Sandbox):
             wal=os.fsencode(self._wal("")),
             keep=lambda path, content: self.give(self._wal(os.fsdecode(path)), content),
         )
+
+    def _prepare_places(self, made: Sequence[bytes]) -> None:
+        """Directories that the guard mounts where the log makes tablespaces, for the server alone:
+        PostgreSQL would write into what it finds there, and that is the original's."""
+        for number, location in enumerate(sorted(set(made), key=len)):
+            place = os.path.join(self.directory, "places", str(number))
+            os.makedirs(os.path.dirname(place), mode=0o755, exist_ok=True)
+            self._make(place)
+            with open(place + ".at", "xb") as file:
+                file.write(location)
 
     @property
     def data_directory(self) -> str:
@@ -248,7 +261,7 @@ def _lock(folder: str) -> int:
     return fd
 
 
-def _require_device() -> None:
+def require_device() -> None:
     """NoFuse where it is plain that nothing can be mounted."""
     try:
         os.close(os.open(_DEVICE, os.O_RDWR | os.O_CLOEXEC))
@@ -256,4 +269,4 @@ def _require_device() -> None:
         raise NoFuse(f"{_DEVICE}: {fault.strerror}") from None
 
 
-__all__ = ["CACHE", "NoFuse", "OpenedServer"]
+__all__ = ["CACHE", "NoFuse", "OpenedServer", "require_device"]

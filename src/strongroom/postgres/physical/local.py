@@ -84,6 +84,14 @@ def is_local(dsn: str, *, password: str | None = None, data_directory: str | Non
     return True
 
 
+def check_directory(conninfo: Conninfo, data_directory: str) -> None:
+    """Refused where a data directory cannot be read, or is not that of the server that answers."""
+    directory = os.path.realpath(os.fsencode(data_directory))
+    with Bracket(conninfo) as bracket:
+        control, _ = read_control(directory)
+        _check_same(directory, control, bracket)
+
+
 @dataclass
 class _Run:
     """What the threads of one backup share."""
@@ -607,4 +615,4 @@ def _check_same(directory: bytes, control: ControlFile, bracket: Bracket) -> Non
         )
 
 
-__all__ = ["LocalSource", "find_data_directory", "is_local", "read_control"]
+__all__ = ["LocalSource", "check_directory", "find_data_directory", "is_local", "read_control"]

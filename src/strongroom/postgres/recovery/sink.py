@@ -14,7 +14,7 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -39,6 +39,7 @@ from strongroom.postgres.recovery.settings import (
 from strongroom.postgres.recovery.writing import Folders, Owner, Writer, make_folder, remove, shown
 from strongroom.progress import Progress
 from strongroom.repository.ports import Outcome, Problem, SnapshotReader
+from strongroom.rules.recovery import Made
 
 MARKER = b"strongroom.restoring"
 _CONTROL = b"global/pg_control"
@@ -77,7 +78,9 @@ class PhysicalSink:
     """The data directory `target`; see `ports.Sink`.
 
     `spaces` maps a tablespace, by its oid or its old location, to where it goes; the same place
-    again allows its old one, where something of that name is here already. `owner` None gives files
+    again allows its old one, where something of that name is here already. `made` are tablespaces
+    that recovery makes again, at their very places and at no other: PostgreSQL writes into what it
+    finds there, be it the original's, so what is there already must be allowed. `owner` None gives files
     their recorded owner where we are root; False leaves them to us; or one for all of them.
     Without `recovery` the cluster is told nothing: it would open at the end of its own log.
     """
@@ -89,12 +92,14 @@ class PhysicalSink:
         recovery: Recovery | None = None,
         delta: bool = False,
         spaces: Mapping[bytes, bytes] | None = None,
+        made: Sequence[Made] = (),
         owner: Owner | bool | None = None,
         jobs: int | None = None,
     ) -> None:
         self._target = os.path.abspath(target)
         self._recovery, self._delta = recovery, delta
         self._spaces = {key: os.path.abspath(path) for key, path in (spaces or {}).items()}
+        self._made = {space.oid: space.location for space in made}
         self._owner_of = owner
         self._changed: dict[bytes, bytes] = {}  # files that are not as the backup has them
         self._jobs = jobs or max(2, os.cpu_count() or 2)
@@ -121,6 +126,7 @@ class PhysicalSink:
                 for space in facts.tablespaces
             },
             "server_version": facts.server.get("version"),
+            **sorted_otherwise(facts.server),
             "starts_at": facts.backup_label.split(b"\n", 1)[0].decode("ascii", "replace"),
         }
 
@@ -218,8 +224,13 @@ class PhysicalSink:
             place = given or space.location
             found[space.oid] = place
             self._check_space(space, place, given is not None)
+        for oid, location in self._made.items():
+            self._check_made(oid, location, asked)
         if asked:
-            known = ", ".join(f"{one.oid}={shown(one.location)}" for one in facts.tablespaces)
+            known = ", ".join(
+                [f"{one.oid}={shown(one.location)}" for one in facts.tablespaces]
+                + [f"{oid}={shown(location)}" for oid, location in self._made.items()]
+            )
             raise Refused(
                 f"The backup has no tablespace {shown(next(iter(asked)))!r};"
                 f" it has {known or 'none'}."
@@ -249,6 +260,32 @@ class PhysicalSink:
             raise Refused(
                 f"The place of tablespace {space.oid}, {name!r}, is not empty.",
                 do="Choose an empty directory for it.",
+            )
+
+    def _check_made(self, oid: int, location: bytes, asked: dict[bytes, bytes]) -> None:
+        """Recovery makes a tablespace where the log says, and uses what it finds there."""
+        name = shown(location)
+        given = asked.pop(str(oid).encode(), None) or asked.pop(location, None)
+        if given is not None and given != os.path.abspath(location):
+            raise Refused(
+                f"The tablespace {oid} was made after the backup, and PostgreSQL makes it again at"
+                f" {name!r}: it cannot go elsewhere.",
+                do="Restore to a moment before it was made, or from a backup that was taken after;"
+                f" or let it be made there: --tablespace {name}={name}.",
+            )
+        try:
+            names = os.listdir(location)
+        except FileNotFoundError:
+            return
+        except OSError as fault:
+            raise Refused(f"The tablespace {name!r} cannot be used: {fault.strerror}.") from None
+        if given is None or names:
+            raise Refused(
+                f"The tablespace {oid} was made after the backup at {name!r}, and something is there"
+                " on this machine: recovery would write into it, and the original may be using it.",
+                do="Restore on another machine, to a moment before it was made, or from a backup"
+                " that was taken after. If nobody uses it, empty the directory and write"
+                f" --tablespace {name}={name}.",
             )
 
     # -- restore ---------------------------------------------------------------------------
@@ -296,6 +333,8 @@ class PhysicalSink:
                 for place in places:
                     self._clear(place, facts)
             self._set_directories(places)
+            for location in self._made.values():
+                self._make_for_recovery(location, data)
             progress.phase("making it durable")
             for place in places:
                 sync_file_system(place.folders.root)
@@ -309,6 +348,7 @@ class PhysicalSink:
             "kept": writer.kept,
             "tablespaces": {oid: shown(path) for oid, path in spaces.items()},
         }
+        told |= sorted_otherwise(facts.server)
         if aside is not None:
             told["old_wal"] = shown(aside)
         if config is not None:
@@ -329,6 +369,13 @@ class PhysicalSink:
             os.makedirs(path, mode=0o700, exist_ok=True)
             places.append(_Place(prefix, path, Folders(os.path.realpath(path))))
         return places
+
+    def _make_for_recovery(self, location: bytes, data: _Place) -> None:
+        """An empty directory where recovery wants one: it makes none itself."""
+        os.makedirs(location, mode=0o700, exist_ok=True)
+        owner = self._owner_of_all(data)
+        if owner is not None:
+            os.chown(location, *owner, follow_symlinks=False)
 
     def _begin(self, data: _Place, facts: PhysicalFacts) -> None:
         """From here on, until the end, nobody can start what is in the target."""
@@ -642,6 +689,25 @@ def facts_of(snapshot: SnapshotReader) -> PhysicalFacts:
             f"The backup cannot be understood: {fault}.",
             do="Use the program that wrote it, or a newer one.",
         ) from None
+
+
+def sorted_otherwise(server: Mapping[str, Any], here: str | None = None) -> dict[str, str]:
+    """What to do where this machine sorts text by another version of libc than the server did.
+
+    `here` stands in for this machine's version. Empty where both agree or nothing is known of one;
+    of ICU nothing is known here, and PostgreSQL warns of it.
+    """
+    with suppress(ValueError, OSError):
+        here = here or (os.confstr("CS_GNU_LIBC_VERSION") or "").removeprefix("glibc ")
+    there = {version for provider, version in server.get("collations", ()) if provider == "c"}
+    if not here or not there or there == {here}:
+        return {}
+    was = ", ".join(sorted(there))
+    return {
+        "collations": f"text was sorted by libc {was}, and this machine has {here}: indexes of text"
+        " may be wrong. After the start, in each database: REINDEX DATABASE; ALTER DATABASE …"
+        " REFRESH COLLATION VERSION"
+    }
 
 
 def check_path(path: bytes) -> None:

@@ -16,8 +16,8 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Protocol
 
-from strongroom.errors import Refused, StrongroomError, UsageError
-from strongroom.format.wal import SegmentName, WalKind, kind_of, parse_history
+from strongroom.errors import Refused, StrongroomError, UsageError, WalConflict
+from strongroom.format.wal import SegmentFacts, SegmentName, WalKind, kind_of, parse_history
 from strongroom.postgres.wal.directory import DataDirectory
 from strongroom.postgres.wal.records import Carry, read_header, scan_segment
 from strongroom.repository.wal import SUMMARY_FILES, Put, WalStore
@@ -73,26 +73,40 @@ class Pusher:
 
     def push(self, directory: DataDirectory, path: str, source: str) -> Pushed:
         """Take the file at `path` in a data directory; durable when this returns."""
-        name = file_name(path)
-        kind = kind_of(name)
         control = directory.control()
         self.check_source(source, control.system_id)
-        if kind in (WalKind.SEGMENT, WalKind.PARTIAL):
-            segment = _segment(name, control)
-            with self._carries.of(control.system_id, segment, kind) as leave:
-                data = directory.read(path, control.wal_segment_size)
-                _check_segment(name, data, control, directory.major())
-                before = self._before(directory, path, control, segment)
-                facts, carry = scan_segment(data, segment, before)
-                leave(carry)
-        else:
-            data = directory.read(path, SMALL)
-            _check_small(name, kind, data)
-            facts = None
+        name, data, facts = self._taken(directory, path, control)
         put = self._store.put(control.system_id, name, memoryview(data), facts=facts)
         if self._lasts and put is Put.STORED:
             self._sum_up(control.system_id, int(name[:8], 16))
         return Pushed(name, put)
+
+    def examine(self, directory: DataDirectory, path: str, source: str) -> None:
+        """Look at everything that `push` looks at, and store nothing: raises what it would."""
+        control = directory.control()
+        self._check_system(source, control.system_id)
+        name, data, _ = self._taken(directory, path, control)
+        if self._store.holds(control.system_id, name, memoryview(data)) is False:
+            raise WalConflict(f"{name} rests in the repository with other content.")
+
+    def _taken(
+        self, directory: DataDirectory, path: str, control: Identity
+    ) -> tuple[str, bytes, SegmentFacts | None]:
+        """The file at `path`, looked at: its name, its content, and what a segment holds."""
+        name = file_name(path)
+        kind = kind_of(name)
+        if kind not in (WalKind.SEGMENT, WalKind.PARTIAL):
+            data = directory.read(path, SMALL)
+            _check_small(name, kind, data)
+            return name, data, None
+        segment = _segment(name, control)
+        with self._carries.of(control.system_id, segment, kind) as leave:
+            data = directory.read(path, control.wal_segment_size)
+            _check_segment(name, data, control, directory.major())
+            before = self._before(directory, path, control, segment)
+            facts, carry = scan_segment(data, segment, before)
+            leave(carry)
+        return name, data, facts
 
     def put(
         self,
@@ -158,19 +172,22 @@ class Pusher:
         if (source, system_id) in self._known:
             return
         with self._lock:
-            systems = self._store.systems(source)
-            if systems and system_id not in systems and not self._accept:
-                raise Refused(
-                    f"The source {source} is system {systems[-1]}; this server is system"
-                    f" {system_id}.",
-                    means="Nothing was archived, and the server keeps its WAL: mixed with the other"
-                    " system's it would make both unrecoverable.",
-                    do="If the cluster was made anew or upgraded, run this once: `strongroom backup"
-                    f" {source} --accept-system`. If not, name the right source in archive_command.",
-                )
-            if system_id not in systems:
+            if not self._check_system(source, system_id):
                 self._store.bind(source, system_id)
             self._known.add((source, system_id))
+
+    def _check_system(self, source: str, system_id: int) -> bool:
+        """Whether a source is known as this system; Refused when it is another."""
+        systems = self._store.systems(source)
+        if systems and system_id not in systems and not self._accept:
+            raise Refused(
+                f"The source {source} is system {systems[-1]}; this server is system {system_id}.",
+                means="Nothing was archived, and the server keeps its WAL: mixed with the other"
+                " system's it would make both unrecoverable.",
+                do="If the cluster was made anew or upgraded, run this once: `strongroom backup"
+                f" {source} --accept-system`. If not, name the right source in archive_command.",
+            )
+        return system_id in systems
 
 
 def _quietly(call: Callable[[], object]) -> None:

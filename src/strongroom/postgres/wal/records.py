@@ -22,7 +22,14 @@ from dataclasses import dataclass, field
 from datetime import datetime
 
 from strongroom import kernel
-from strongroom.format.wal import Fork, RestorePoint, SegmentFacts, SegmentName, moment
+from strongroom.format.wal import (
+    Fork,
+    MadeSpace,
+    RestorePoint,
+    SegmentFacts,
+    SegmentName,
+    moment,
+)
 
 _MAGICS = {
     0xD106: 13,
@@ -35,6 +42,7 @@ _MAGICS = {
 _LONG_HEADER = struct.Struct("<HHIQIxxxxQII")
 _LONG = 2
 _SHUTDOWN, _RESTORE_POINT, _END_OF_RECOVERY, _OVERWRITE = 0x00, 0x70, 0x90, 0xD0
+_SPACE_MADE = 0x500  # of another manager than those
 _NAME_SIZE = 64
 _TURN = struct.Struct("<qII")  # a time or position, this timeline, the one before
 
@@ -113,6 +121,7 @@ def scan_segment(
         largest=(largest, most) if largest else None,
         restore_points=tuple(_restore_points(notes)),
         forks=tuple(_forks(notes)),
+        spaces=tuple(_spaces(notes)),
         switched=bool(switched),
         whole=bool(whole),
     )
@@ -184,6 +193,13 @@ def _forks(notes: list[tuple[int, int, int, bytes]]) -> Iterator[Fork]:
             _, timeline, left = _TURN.unpack_from(main)
             if timeline > left:
                 yield Fork(left, start, "")
+
+
+def _spaces(notes: list[tuple[int, int, int, bytes]]) -> Iterator[MadeSpace]:
+    for what, _, end, main in notes:
+        if what == _SPACE_MADE and len(main) >= 5:
+            oid = int.from_bytes(main[:4], "little")
+            yield MadeSpace(oid, end, main[4:].split(b"\0", 1)[0])
 
 
 __all__ = ["Carry", "Commit", "SegmentHeader", "commits", "read_header", "scan_segment"]
