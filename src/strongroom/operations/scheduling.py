@@ -81,17 +81,12 @@ class History:
             journal.refresh()
 
     def runs(self, source: str | None, type: str) -> Sequence[PastRun]:
-        """The runs of a source, of a type."""
-        told: list[PastRun] = []
-        if self._journal is not None:
-            # What somebody runs by hand may be less, but for a backup: a check of names alone, a prune
-            # that only looks.
-            told += [
-                run
-                for run in self._journal.runs(source, type, refresh=False)
-                if type == "backup" or run.trigger != "manual"
-            ]
-        return told + self._newest(source) if type == "backup" and source is not None else told
+        """The runs of a source, of a type, as far as they serve a schedule."""
+        told = [] if self._journal is None else self._journal.runs(source, type, refresh=False)
+        if type == "backup" and source is not None:
+            return [*told, *self._newest(source)]
+        # What somebody runs by hand may be less: a check of names alone, a prune that only looks.
+        return [run for run in told if run.trigger != "manual"]
 
     def _newest(self, source: str) -> list[PastRun]:
         names = sorted(entry.name for entry in self._catalogue.storage.list(f"snapshots/{source}/"))

@@ -97,7 +97,11 @@ def run(*, everywhere: Everywhere = _DEFAULT) -> int:
         teller.opened(repository)
         carried = teller.tell(repository, ping=True)
     if carried is None:
-        return Unreachable.exit_status
+        raise Unreachable(
+            "What is wrong could not be found out.",
+            means="Nobody was told by this command.",
+            do="Mend what is said above and run it again.",
+        )
     status = Unreachable.exit_status if carried.faults else 0 if carried.well else PROMISE_MISSED
     body = {
         "wrong": [_wrong(one) for one in carried.wrong],
@@ -117,6 +121,14 @@ def run(*, everywhere: Everywhere = _DEFAULT) -> int:
         desk.output.line(f"{done.word:8}  {done.key}: {show_text(said)}")
     if not carried.wrong:
         desk.output.line("Nothing is wrong.")
+    if carried.faults:
+        desk.output.error_lines(
+            Unreachable(
+                f"Not everything was told: {carried.faults[0]}",
+                means="What no channel took is tried again, and after three times by every channel.",
+                do="Mend what is said above and run `strongroom notify test`.",
+            )
+        )
     return status
 
 
