@@ -394,7 +394,7 @@ def test_a_clock_that_is_wrong_raises_no_storm(world: World, ahead: timedelta) -
     other.look()
     said = "\n".join(message.text for message in mail.taken[1:])
     assert "Fixed" not in said and "nobody ran it" not in said and "could be lost" not in said
-    assert len(mail.taken) <= 2 and (len(mail.taken) == 1 or "The clock of one is" in said)
+    assert len(mail.taken) <= 2 and (len(mail.taken) == 1 or "The clocks of one and" in said)
     host.ahead = timedelta()
     host.look(), host.look(), other.look()
     assert "could be lost" not in "\n".join(message.text for message in mail.taken)

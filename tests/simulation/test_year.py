@@ -13,8 +13,10 @@ from zoneinfo import ZoneInfo
 import pytest
 from year import DAY, DB, VAULT, Made, Weather, Year
 
+from strongroom.observe.metrics import rows
 from strongroom.operations import retaining
 from strongroom.operations.browse import find_snapshot
+from strongroom.operations.measuring import figures
 from strongroom.repository.audit import AuditLog
 from strongroom.storage.faulty import flip
 
@@ -266,8 +268,29 @@ def live(year: Year, free: Mapping[Callable[[Mishaps, datetime], None], datetime
     year.assert_kept()
     year.assert_nothing_unreachable()
     assert AuditLog(year.repository).verify().faults == []
+    assert_figures(year)
     assert year.sink.counted("raise") == mishaps.told
     assert year.sink.counted("resolve") == mishaps.told
+
+
+def assert_figures(year: Year) -> None:
+    """What Prometheus would be told is what the test has counted."""
+    told = figures(year.repository, year.journal, year.configuration, now=year.clocks.now())
+    found = {(name, *labels): value for name, labels, value in rows(told)}
+    for name in (DB, VAULT):
+        kept = sorted(one.time for one in year.made if one.id in year.kept[name])
+        assert found["backups", name] == len(kept)
+        assert found["recoverable_from_timestamp_seconds", name] == kept[0].timestamp()
+        assert found["recoverable_until_timestamp_seconds", name] == kept[-1].timestamp()
+        assert found["standing", name, "ok"] == 1.0
+    wrong = {
+        key for key, value in found.items() if value and key[0] in ("condition", "backup_anomaly")
+    }
+    assert wrong == set()
+    assert found["repository_size_bytes",] == sum(map(len, year.storage.objects.values()))
+    assert found["repository_free_bytes",] == year.storage.free
+    assert found["notify_deliveries_total", "sink", "taken"] == len(year.sink.took)
+    assert found["notify_deliveries_total", "sink", "failed"] == year.sink.refused
 
 
 def assert_every_job_ran(year: Year, off: set[date]) -> None:

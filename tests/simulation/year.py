@@ -164,11 +164,12 @@ class Sink:
     name, each = "sink", True
 
     def __init__(self) -> None:
-        self.down = False
+        self.down, self.refused = False, 0
         self.took: list[Message] = []
 
     def send(self, message: Message) -> None:
         if self.down:
+            self.refused += 1
             raise NotTold("It does not answer.")
         self.took.append(message)
 

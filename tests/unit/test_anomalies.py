@@ -201,3 +201,22 @@ def test_manners_are_what_the_page_says() -> None:
         DAY, MINUTE, HOUR, 3,
     )  # fmt: skip
     assert Duration(seconds=86400).before(NOW) == NOW - DAY
+
+
+@pytest.mark.parametrize("days", [-300, -2, 2, 40, 4000])
+def test_a_clock_that_jumped_is_one_thing_that_is_wrong(days: int) -> None:
+    """Judged by the store's clock nothing is late; set right, nothing is left to tell."""
+    source = SourceState(
+        "db",
+        (*USUAL, run(0)),
+        (run(5),),
+        rpo=parse_duration("26h"),
+        drill_every=parse_duration("30d"),
+    )
+    key = Key("k", NOW - 80 * DAY)
+    state = State([source], keys=(key,), key_age=parse_duration("90d"), apart=-days * 86400.0)
+    (only,) = conditions(state, now=NOW + days * DAY)
+    assert only.key == "clock"
+    assert "it is 2026-11-26T03:00:00Z there" in only.reasons[0]
+    assert conditions(replace(state, apart=0.5), now=NOW) == []
+    assert conditions(replace(state, apart=None), now=NOW) == []

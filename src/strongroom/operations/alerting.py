@@ -30,12 +30,12 @@ from strongroom.operations.watching import Watched, known_runs, limit, look
 from strongroom.repository.leases import Lease, Leases
 from strongroom.repository.repository import Repository
 from strongroom.rules.anomalies import (
+    SKEW,
     Action,
     Condition,
     Severity,
     Told,
     alerting,
-    clock_off,
     conditions,
     out_of_reach,
 )
@@ -48,8 +48,6 @@ if TYPE_CHECKING:
     from strongroom.operations.recording import Recorder
 
 JOB = "alerts"
-SKEW = timedelta(hours=1)
-"""A clock that is so far off the storage's is not believed."""
 _LEAST = timedelta(minutes=5)  # a channel may need so long to answer
 _NAMED = (
     20  # so many missed times of a job have a leaf each; the last of these stands for all before
@@ -136,40 +134,50 @@ class _Round:
     recorder: Recorder
     deliveries: list[Delivery] = field(default_factory=list)
     missed: int = 0
-    clock: Condition | None = None
+    apart: float | None = None
 
     def go(self, now: datetime) -> Carried:
-        seen = look(self.repository, self.journal, self.configuration, now=now)
+        seen = self._look(now)
         wrong, actions = self._todo(seen, now)
         if not actions and not _unwritten(seen):
             return self._result(seen, wrong, ())
         with self._alone() as ahead:
             if ahead is None:
                 return self._result(seen, wrong, (), elsewhere=True)
-            if abs(ahead) > SKEW:
-                self.clock = clock_off(self.host, ahead.total_seconds())
-                now -= ahead
-            # Another host may have told it since, and by the right clock it may be another thing.
-            seen = look(self.repository, self.journal, self.configuration, now=now)
+            # Another host may have told it since, and by the storage's clock it may be another thing.
+            self.apart = -ahead.total_seconds()
+            seen = self._look(now)
             wrong, actions = self._todo(seen, now)
+            now = self._by_storage(now)
             self._write_missed(seen)
             self._tell(seen, actions, now)
         seen = replace(seen, known=known_runs(self.journal))
         return self._result(seen, wrong, actions)
 
+    def _look(self, now: datetime) -> Watched:
+        seen = look(self.repository, self.journal, self.configuration, now=now, apart=self.apart)
+        return replace(seen, state=replace(seen.state, host=self.host))
+
+    def _by_storage(self, now: datetime) -> datetime:
+        """The time, by the storage's clock where ours is not believed."""
+        off = self.apart is not None and abs(self.apart) > SKEW
+        return now + timedelta(seconds=self.apart) if off and self.apart is not None else now
+
     def _todo(self, seen: Watched, now: datetime) -> tuple[list[Condition], list[Action]]:
         wrong = conditions(seen.state, now=now)
-        if self.clock is not None:
-            wrong.append(self.clock)
         if not self.channels:
             return wrong, []
-        mine = [each for each in self._open(seen).values() if not self._of_another(each)]
-        told = [each for each in wrong if wanted(self.channels, each)]
-        return wrong, alerting(mine, told, now=now)
+        mine = [each for each in self._open(seen).values() if self._judges(each.key)]
+        told = [each for each in wrong if wanted(self.channels, each) and self._judges(each.key)]
+        return wrong, alerting(mine, told, now=self._by_storage(now))
 
-    def _of_another(self, told: Told) -> bool:
-        """What only the host that it is about can find over."""
-        return told.key.startswith("clock/") and told.key != f"clock/{self.host}"
+    def _judges(self, key: str) -> bool:
+        """Whether this host may find it wrong, or over. Its clock is each host's own; and by one that is
+        wrong deletion is frozen here and nowhere else, of which the clock tells enough."""
+        if key.startswith("clock/"):
+            return key == f"clock/{self.host}"
+        off = self.apart is not None and abs(self.apart) > SKEW
+        return not (off and key.startswith("deletion-frozen/"))
 
     def _open(self, seen: Watched) -> dict[str, Told]:
         return _fold(seen.known["alert"])

@@ -27,7 +27,7 @@ from strongroom.repository.keyring import list_slots
 from strongroom.repository.leases import Leases
 from strongroom.repository.repository import Repository
 from strongroom.repository.wal import Timeline, WalStore
-from strongroom.rules.anomalies import Failed, Key, Log, Past, SourceState, State
+from strongroom.rules.anomalies import SKEW, Failed, Key, Log, Past, SourceState, State
 from strongroom.rules.drill import Drilled
 from strongroom.rules.retention import Backup, freezes
 from strongroom.rules.schedule import Job, Verdict
@@ -51,19 +51,33 @@ class Watched:
 
 
 def state_of(
-    repository: Repository, journal: Journal, configuration: Configuration, *, now: datetime
+    repository: Repository,
+    journal: Journal,
+    configuration: Configuration,
+    *,
+    now: datetime,
+    apart: float | None = None,
 ) -> State:
     """What is known of every configured source, of the repository and its keys, at `now`.
 
-    Writers' keys are enough.
+    Writers' keys are enough. `apart`: seconds by which the store's clock is ahead of ours, where it
+    was asked (`clocks.clock_difference`, which puts an object): then it is the one that counts.
     """
-    return look(repository, journal, configuration, now=now).state
+    return look(repository, journal, configuration, now=now, apart=apart).state
 
 
 def look(
-    repository: Repository, journal: Journal, configuration: Configuration, *, now: datetime
+    repository: Repository,
+    journal: Journal,
+    configuration: Configuration,
+    *,
+    now: datetime,
+    apart: float | None = None,
 ) -> Watched:
     """The state, and what the schedule says."""
+    ours = now
+    if apart is not None and abs(apart) > SKEW:
+        now += timedelta(seconds=apart)
     known = known_runs(journal)
     jobs = jobs_of(configuration)
     leases = Leases(
@@ -90,6 +104,7 @@ def look(
             now=now,
             missed=passed.get(f"backup.{name}", ()),
             running_since=running.get(f"backup.{name}"),
+            ours=ours,
         )
         for name, table in configuration.source.items()
     ]
@@ -102,7 +117,8 @@ def look(
         _keys(repository),
         configuration.repository.key_age,
         repository.storage.url,
-        _failed(verdicts, known),
+        apart,
+        jobs=_failed(verdicts, known),
     )
     return Watched(state, verdicts, passed, known)
 
@@ -198,6 +214,7 @@ def _source(
     now: datetime,
     missed: tuple[datetime, ...],
     running_since: datetime | None,
+    ours: datetime,
 ) -> SourceState:
     runs = [run for run in known["backup"] if run.source == name]
     listed = _listed(repository, name)
@@ -213,7 +230,8 @@ def _source(
     physical = isinstance(table, PostgresTable) and table.method == "physical"
     frozen: tuple[str, ...] = ()
     if not policy_of(configuration, table).says_nothing:
-        frozen = _frozen(repository, name, listed, {run.snapshot: run for run in runs}, now)
+        of = {run.snapshot: run for run in runs}
+        frozen = _frozen(repository, name, listed, of, ours=ours, now=now)
         frozen = frozen or _refused(known["expire"], name)
     return SourceState(
         name,
@@ -294,9 +312,11 @@ def _frozen(
     source: str,
     listed: Sequence[_Listed],
     runs: Mapping[str, Run],
+    *,
+    ours: datetime,
     now: datetime,
 ) -> tuple[str, ...]:
-    """As `expire` would judge it, but for the store's clock, which would have to be asked by a put."""
+    """As `expire` would judge it; `now` is the store's time where it was asked and is another."""
     decided = {
         entry.name.rpartition("/")[0].rpartition("/")[2]
         for entry in repository.storage.list(f"fates/{source}/")
@@ -312,7 +332,7 @@ def _frozen(
             continue  # its record does not open
         backups.append(Backup(one.id, one.time, 0 if run is None else run.size, one.stored))
     ordered = sorted(backups, key=lambda each: (each.born, each.id))
-    return freezes(ordered, now=now)
+    return freezes(ordered, now=ours, store_now=now)
 
 
 def _refused(expired: Sequence[Run], source: str) -> tuple[str, ...]:

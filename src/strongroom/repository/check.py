@@ -22,6 +22,7 @@ import re
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -770,9 +771,10 @@ class Checker:
 
     def _whole(self, report: Report, read: Collection[str]) -> list[str]:
         """Ids, the newest first, of the snapshots that rest in packs that were read, and nowhere else."""
-        packs_read = {
-            packs.parse_name(name) for name in read if name.startswith(("packs/", "trees/"))
-        }
+        packs_read = set()
+        for name in read:
+            with suppress(ValueError):  # an object that is not ours
+                packs_read.add(packs.parse_name(name))
         doubtful = {*report.damaged_snapshots, *(missed.object for missed in report.unreached)}
         for group in self._groups.values():
             # Who has no refs is named here as well.

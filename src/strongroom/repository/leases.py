@@ -100,10 +100,12 @@ class Leases:
 
     def of(self, job: str) -> list[Told]:
         """What is stored of a job, the last times and all that have no end; oldest first."""
-        times = _times(self._storage.list(f"{PREFIX}{job}/"))
-        # A clock that was ahead may have left times that are still to come.
-        now = self._seams.now()
-        recent = sorted(due for due in times if due <= now)[-_RECENT:]
+        entries = list(self._storage.list(f"{PREFIX}{job}/"))
+        times = _times(entries)
+        # A clock that was ahead may have left times to come: those do not hide the last that came.
+        newest = max((entry.modified or float("inf") for entry in entries), default=0.0)
+        come = [due for due in sorted(times) if due.timestamp() <= newest + _SLACK]
+        recent = {*come[-_RECENT:], *sorted(times)[-_RECENT:]}
         found = []
         for due in sorted(times):
             numbers = times[due]

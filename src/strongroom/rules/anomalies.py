@@ -19,6 +19,8 @@
     clock             a host's clock and the storage's contradict each other
     repository        a host cannot open the repository
 
+Ages are those by the store's clock, where it tells: a clock that jumped is one thing that is wrong, and
+makes nothing else late or overdue.
 A condition has a key that stays the same as long as it lasts, so that it is told once and resolved
 once. The usual is the mean of up to seven successful runs before the newest, and needs three.
 """
@@ -41,6 +43,7 @@ USUAL, LEAST = 7, 3
 SIZE_OFF = 0.5
 TIMES_USUAL = 2.0
 SPACE_LEFT = 0.2
+SKEW = 3600.0  # seconds
 _NOISE = 5.0  # seconds: below it, twice the usual time is chance
 
 
@@ -110,7 +113,11 @@ class Failed:
 
 @dataclass(frozen=True, slots=True)
 class State:
-    """What is known of everything. `free` and `total` are bytes of the storage, where it tells."""
+    """What is known of everything. `free` and `total` are bytes of the storage, where it tells.
+
+    `apart`: seconds by which the store's clock is ahead of that of `host` (negative: behind), where it
+    tells.
+    """
 
     sources: Sequence[SourceState] = ()
     checks: Sequence[Past] = ()
@@ -119,6 +126,8 @@ class State:
     keys: Sequence[Key] = ()
     key_age: Duration | None = None
     place: str = "the storage"
+    apart: float | None = None
+    host: str = ""
     jobs: Sequence[Failed] = ()
 
 
@@ -141,12 +150,33 @@ class Condition:
 
 
 def conditions(state: State, *, now: datetime) -> list[Condition]:
-    """Everything that is wrong now, worst first."""
+    """Everything that is wrong now, worst first; `now` by our clock."""
+    wrong = state.apart is not None and abs(state.apart) > SKEW
+    if state.apart is not None and wrong:
+        now += timedelta(seconds=state.apart)
     found = [
+        *(_clock(state, now) if wrong else ()),
         *(each for source in state.sources for each in _of_source(source, now)),
         *_of_storage(state, now),
     ]
     return sorted(found, key=lambda each: (each.severity != "critical", each.key))
+
+
+def _clock(state: State, now: datetime) -> Iterator[Condition]:
+    apart = state.apart or 0.0
+    yield Condition(
+        "clock",
+        "",
+        "critical",
+        f"The clocks of {state.host or 'this machine'} and of the storage are "
+        f"{show_seconds(abs(apart))} apart.",
+        (
+            f"it is {_show(now)} there, and {_show(now - timedelta(seconds=apart))} here",
+            "jobs are not begun, and nothing is deleted, as long as that is so",
+        ),
+        "Set the clock of this machine: `timedatectl`, `chronyc tracking`.",
+        state.host,
+    )
 
 
 def _of_source(source: SourceState, now: datetime) -> Iterator[Condition]:
@@ -385,20 +415,6 @@ def _of_storage(state: State, now: datetime) -> Iterator[Condition]:
                 )
 
 
-def clock_off(host: str, seconds: float) -> Condition:
-    """The clock of a host is so far ahead of the storage's, or behind it."""
-    way = "ahead of" if seconds > 0 else "behind"
-    return Condition(
-        "clock",
-        "",
-        "warning",
-        f"The clock of {host} is {show_seconds(abs(seconds))} {way} the storage's.",
-        ("what is due or late is judged by the storage's clock until then",),
-        "Set the clock, and let it be kept by NTP.",
-        host,
-    )
-
-
 def out_of_reach(host: str, what: str) -> Condition:
     """A host cannot open the repository: nothing is backed up from there."""
     return Condition(
@@ -527,7 +543,6 @@ __all__ = [
     "State",
     "Told",
     "alerting",
-    "clock_off",
     "conditions",
     "out_of_reach",
 ]
