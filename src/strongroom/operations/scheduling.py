@@ -10,15 +10,16 @@ from typing import Protocol
 from zoneinfo import ZoneInfo
 
 from strongroom.config.model import Configuration
-from strongroom.errors import Damaged, ObjectMissing, StorageUnreachable
+from strongroom.errors import Damaged, ObjectMissing, Refused, StorageUnreachable
 from strongroom.observe.journal import Journal
 from strongroom.repository.leases import Lease, Leases, Told
 from strongroom.repository.repository import Repository
 from strongroom.rules.cron import Cron
-from strongroom.rules.schedule import Held, Job, PastRun, Verdict, plan
+from strongroom.rules.schedule import Held, Job, PastRun, Verdict, plan, worst
 
 BACKUP, DRILL = "backup.", "drill."
 _LOOKED_AT = 20  # commit records of a source that are opened to find the last good one
+_GOES_ON = (0, 10, Refused.exit_status)  # where `expire` refuses, `prune` spares what it refused
 _OUTCOMES = {0: "done", 10: "done", 3: "incomplete", 4: "refused"}
 
 
@@ -138,18 +139,21 @@ class Runner(Protocol):
 
 
 def run_job(leases: Leases, verdict: Verdict, run: Runner, *, limit: timedelta) -> int:
-    """Take the lease of a job that is to run, run its steps until one fails, end the lease.
+    """Take the lease of a job that is to run, run its steps until one fails, end the lease;
+    the status is the worst of theirs.
 
     Busy when another host was first; Refused when our clock is ahead.
     """
     lease = leases.take(verdict.job.name, verdict.due, verdict.number)
     signs = _Signs(leases, lease)
     status, outcome = 130, "interrupted"
+    statuses = []
     try:
         for step in verdict.job.steps:
-            status = run(step, verdict, signs.give, limit.total_seconds() / 4)
-            if status not in (0, 10):
+            statuses.append(run(step, verdict, signs.give, limit.total_seconds() / 4))
+            if statuses[-1] not in _GOES_ON:
                 break
+        status = worst(statuses)
         outcome = outcome_of(status)
     finally:
         if not signs.lost:

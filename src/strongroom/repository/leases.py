@@ -100,7 +100,9 @@ class Leases:
     def of(self, job: str) -> list[Told]:
         """What is stored of a job, the last times and all that have no end; oldest first."""
         times = _times(self._storage.list(f"{PREFIX}{job}/"))
-        recent = sorted(times)[-_RECENT:]
+        # A clock that was ahead may have left times that are still to come.
+        now = self._seams.now()
+        recent = sorted(due for due in times if due <= now)[-_RECENT:]
         found = []
         for due in sorted(times):
             numbers = times[due]
@@ -239,7 +241,8 @@ def _elsewhere(lease: Lease) -> Busy:
 
 def old_leases(storage: Storage) -> list[str]:
     """What a prune may delete: objects older, by the store's times, than the newest by `KEPT`, but
-    for those of the last time of each job. The records of a time go as one, its leases last."""
+    for those of the last time of each job that has come, and of times to come: a clock that was ahead
+    leaves such. The records of a time go as one, its leases last."""
     entries = [
         (match, entry) for entry in storage.list(PREFIX) if (match := _NAME.fullmatch(entry.name))
     ]
@@ -249,8 +252,10 @@ def old_leases(storage: Storage) -> list[str]:
     entries.sort(key=lambda one: one[1].name)
     gone: list[str] = []
     for _, of_job in groupby(entries, key=lambda one: one[0][1]):
-        times = [list(each) for _, each in groupby(of_job, key=lambda one: one[0][2])]
-        for each in times[:-1]:
+        times = {due: list(each) for due, each in groupby(of_job, key=lambda one: one[0][2])}
+        come = [due for due in times if _has_come(due, newest + _SLACK)]
+        for due in come[:-1]:
+            each = times[due]
             if all((entry.modified or 0.0) < newest - KEPT.total_seconds() for _, entry in each):
                 gone += sorted((entry.name for _, entry in each), key=len, reverse=True)
     return gone
@@ -281,7 +286,19 @@ def _parts(
         if match is None:
             continue
         try:
-            due = datetime.strptime(match[2], "%Y%m%dT%H%M%SZ").replace(tzinfo=UTC)
+            due = datetime.fromtimestamp(_moment(match[2]), UTC)
         except ValueError:
             continue
         yield match[1], due, int(match[3]), match[4], entry.modified
+
+
+def _has_come(text: str, now: float) -> bool:
+    try:
+        return _moment(text) <= now
+    except ValueError:
+        return False
+
+
+def _moment(text: str) -> float:
+    """The time in a name, in seconds since 1970; ValueError where it is none."""
+    return datetime.strptime(text, "%Y%m%dT%H%M%SZ").replace(tzinfo=UTC).timestamp()
