@@ -75,14 +75,16 @@ def look(
     apart: float | None = None,
 ) -> Watched:
     """The state, and what the schedule says."""
-    ours = now
+    ours, seams = now, repository.seams
     if apart is not None and abs(apart) > SKEW:
-        now += timedelta(seconds=apart)
+        off, own = timedelta(seconds=apart), seams.now
+        now += off
+        seams = replace(seams, now=lambda: own() + off)
     known = known_runs(journal)
     jobs = jobs_of(configuration)
     leases = Leases(
         repository.catalogue,
-        repository.seams,
+        seams,
         host=socket.gethostname(),
         limit=limit(configuration),
     )
