@@ -11,20 +11,24 @@ from __future__ import annotations
 import json
 import os
 import random
+import re
 import shutil
 import socket
 import struct
 import subprocess
 import sys
 import urllib.request
+from collections import Counter
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
+from aiosmtpd.controller import Controller
 from psycopg.conninfo import conninfo_to_dict
 
+from observe.servers import Web
 from postgres.cluster_room import Restored
 from postgres.wal.room import SETTINGS, WHERE, WalRoom, program, ready, until
 from strongroom.errors import NotFound
@@ -49,6 +53,24 @@ secret_access_key = "env:KEY_SECRET"
 [schedule]
 check = "30 4 * * sun"
 expire = "0 5 * * *"
+
+[notify.mail]
+type = "smtp"
+host = "127.0.0.1"
+port = {mail}
+tls = "none"
+sender = "backup@example.com"
+to = ["devops@example.com"]
+
+[notify.pager]
+type = "pagerduty"
+routing_key = "env:PAGER_KEY"
+url = "{web}/enqueue"
+level = "warning"
+
+[notify.deadman]
+type = "ping"
+url = "env:DEADMAN"
 
 [source.db]
 type = "postgres"
@@ -137,8 +159,11 @@ class Mailbox:
 class Month:
     """The servers and the command, at the same moved time."""
 
-    def __init__(self, room: WalRoom, clock: MovedClock, server: MovedServer) -> None:
+    def __init__(
+        self, room: WalRoom, clock: MovedClock, server: MovedServer, web: Web, mailbox: Mailbox
+    ) -> None:
         self.room, self.clock, self.server = room, clock, server
+        self.web, self.mailbox, self.endpoint = web, mailbox, ""
         self.random = random.Random(7)
         self.runs: list[tuple[datetime, int, str]] = []
 
@@ -155,6 +180,15 @@ class Month:
         with self.server.connect(database) as connection:
             cursor = connection.execute(statement.encode())
             return cursor.fetchone() if cursor.description else None
+
+    def paged(self, action: str) -> Counter[str]:
+        """How often each key was told to PagerDuty: "trigger" without reminders, or "resolve"."""
+        events = [body for verb, path, body in self.web.asked if path == "/enqueue"]
+        return Counter(
+            one["dedup_key"].split("/", 2)[2]
+            for one in events
+            if one["event_action"] == action and "Still:" not in json.dumps(one)
+        )
 
     def due(self, moment: datetime) -> int:
         """What cron does at a moment: `run-due`."""
@@ -204,13 +238,23 @@ def month() -> Iterator[Month]:
             (room.root / f"vault/{number}.json").write_text(f'{{"number": {number}}}')
         for path in (room.root, password, room.root / "vault"):
             os.chown(path, room.account.uid, room.account.gid)
-        text = CONFIG.format(room=room, endpoint=endpoint, **parts)
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            port = free.getsockname()[1]
+        mailbox, web = Mailbox(), Web()
+        web.status = 202
+        post = Controller(mailbox, hostname="127.0.0.1", port=port)
+        post.start()
+        room.environ |= {"PAGER_KEY": "0" * 32, "DEADMAN": f"{web.url}/alive"}
+        text = CONFIG.format(room=room, endpoint=endpoint, mail=port, web=web.url, **parts)
         room.config.write_text(text)
         room.init()
         room.environ["STRONGROOM_PROGRAM"] = program()
         room.daemon()
         with server:
-            yield Month(room, clock, server)
+            month = Month(room, clock, server, web, mailbox)
+            month.endpoint = endpoint
+            yield month
+        post.stop()
     finally:
         store.kill()
         store.wait()
@@ -231,30 +275,74 @@ def answers(endpoint: str) -> bool:
 def test_a_month(month: Month) -> None:
     month.sql("CREATE TABLE ledger (n serial, at timestamptz DEFAULT clock_timestamp())")
     month.sql("CREATE DATABASE app")
-    month.sql(
-        "CREATE TABLE orders AS SELECT n, md5(n::text) AS text FROM generate_series(1, 20000) n",
-        "app",
-    )
+    month.sql("CREATE TABLE orders (n int, text text)", "app")
+    month.sql(REFILL, "app")
     commits: list[datetime] = []
+    told: Counter[str] = Counter()
     for number in range(DAYS):
         day = START.replace(hour=0, minute=0) + number * DAY
+        if number in (13, 14):  # the host that runs jobs is off; the database is not
+            continue
         times = [day + timedelta(hours=2, seconds=20), day + timedelta(hours=2.5, seconds=20)]
         times += [day + timedelta(hours=3, seconds=20)] * (day.day == 1)
         times += [day + timedelta(hours=4.5, seconds=20)] * (day.weekday() == 6)
-        times += [day + timedelta(hours=5, seconds=20), day + timedelta(hours=13)]
+        times += [day + timedelta(hours=5, seconds=20)]
         for moment in times:
-            assert month.due(moment) == 0, month.runs[-1]
+            month.due(moment)
             commits.append(month.sql("INSERT INTO ledger DEFAULT VALUES RETURNING at")[0])
-            month.sql(
-                "INSERT INTO orders SELECT n, md5(n::text) FROM generate_series(1, 50) n", "app"
-            )
+        told.update(befall(month, number))
         month.sql("SELECT pg_switch_wal()")
-        until(lambda: not ready(month.server))
-    last = month.runs[-2][0]  # when expire decided
+        if number not in BROKEN_ARCHIVE:
+            until(lambda: not ready(month.server))
+    last = month.runs[-1][0]  # when expire decided
     assert last.hour == 5
+    print([(f"{at:%m-%d %H:%M}", status) for at, status, _ in month.runs if status])
+    print(month.paged("trigger"), month.paged("resolve"), month.mailbox.subjects, sep="\n")
     assert_kept(month, last)
     assert_moments(month, commits, last)
     assert_log(month)
+    assert month.paged("trigger") == told
+    assert month.paged("resolve") == told
+    assert not told or any("ixed" in one for one in month.mailbox.subjects)
+    assert sum(path == "/alive" for _, path, _ in month.web.asked) >= DAYS
+
+
+REFILL = "INSERT INTO orders SELECT n, md5(n::text) FROM generate_series(1, 20000) n"
+BROKEN_ARCHIVE = range(24, 26)
+
+
+def befall(month: Month, number: int) -> list[str]:
+    """What happens on the evening of a day, and what is to be told of it."""
+    if number == 3:
+        month.sql("ALTER DATABASE app RENAME TO away")
+        return ["backup-failed/app", "backup-late/app"]
+    if number == 4:
+        month.sql("ALTER DATABASE away RENAME TO app")
+    if number == 9:
+        month.sql("TRUNCATE orders", "app")
+        return ["size/app", "deletion-frozen/app"]
+    if number == 10:
+        month.sql(REFILL, "app")
+    if number == 12:
+        return [f"{kind}/{name}" for kind in ("backup-missed",) for name in ("app", "db")] + [
+            "backup-late/app",
+            "wal-stale/db",
+        ]
+    if number == 18:
+        month.sql("ALTER DATABASE app RENAME TO away")
+        month.web.status = 500
+        return ["backup-failed/app", "backup-late/app"]
+    if number == 19:
+        month.web.status = 202
+    if number == 20:
+        month.sql("ALTER DATABASE away RENAME TO app")
+    if number in (BROKEN_ARCHIVE.start, BROKEN_ARCHIVE.stop):
+        command = "false" if number in BROKEN_ARCHIVE else month.room.archive_command()
+        quoted = command.replace("'", "''")
+        month.sql(f"ALTER SYSTEM SET archive_command = '{quoted}'")
+        month.sql("SELECT pg_reload_conf()")
+        return ["wal-stale/db"] if number in BROKEN_ARCHIVE else []
+    return []
 
 
 def assert_kept(month: Month, now: datetime) -> None:
@@ -262,13 +350,19 @@ def assert_kept(month: Month, now: datetime) -> None:
     kept: dict[str, list[datetime]] = {}
     for one in month.json("list")["snapshots"]:
         kept.setdefault(one["source"], []).append(datetime.fromisoformat(one["time"]))
-    nights = [START.replace(hour=2) + number * DAY for number in range(DAYS)]
-    app = [f"{one:%m-%d}" for one in nights if one + timedelta(minutes=30) + 30 * DAY > now]
+    nights = [START.replace(hour=2, minute=0) + number * DAY for number in range(DAYS)]
+    nights = [one for at, one in enumerate(nights) if at not in (13, 14)]
+    failed = [nights[0] + number * DAY for number in (4, 19, 20)]
+    app = [
+        f"{one:%m-%d}"
+        for one in nights
+        if one + timedelta(minutes=30) + 30 * DAY > now and one not in failed
+    ]
     assert [f"{one:%m-%d}" for one in kept["app"]] == app
     # The bases of seven days, and the one from which the oldest of its moments is recovered.
     opens = now - 7 * DAY
     base = [one for one in nights if one > opens]
-    base = [max(one for one in nights if one <= opens), *base]
+    base = [*[one for one in nights if one <= opens][-1:], *base]
     assert [f"{one:%m-%d}" for one in kept["db"]] == [f"{one:%m-%d}" for one in base]
     firsts = [one for one in nights if one.day == 1]
     assert [f"{one:%m-%d}" for one in kept["vault"]] == [f"{one:%m-%d}" for one in firsts]
@@ -299,3 +393,14 @@ def assert_moments(month: Month, commits: list[datetime], now: datetime) -> None
 def assert_log(month: Month) -> None:
     """The audit log verifies; with one byte of one leaf changed it does not."""
     month.run("audit", "verify")
+    with urllib.request.urlopen(
+        f"{month.endpoint}/month?list-type=2&prefix=repository/audit/"
+    ) as said:
+        names = re.findall(r"<Key>([^<]+)</Key>", said.read().decode())
+    name = next(one for one in names if one.endswith("17"))
+    place = f"{month.endpoint}/month/{name}"
+    with urllib.request.urlopen(place) as said:
+        whole = said.read()
+    for data, status in ((whole[:99] + bytes([whole[99] ^ 1]) + whole[100:], 9), (whole, 0)):
+        urllib.request.urlopen(urllib.request.Request(place, data, method="PUT")).close()
+        month.run("audit", "verify", status=status)

@@ -278,7 +278,10 @@ def test_times_that_a_clock_ahead_has_left_hide_nothing() -> None:
         world.now = DUE + timedelta(days=day, minutes=5)
         world.storage.put(f"leases/check/20260401T000000Z/{day + 1:06}", b"")  # the newest of all
         world.storage.delete(old_leases(world.storage))
-        assert [one.due for one in world.leases(world.storage, 9).of(JOB.name)] == [DUE]
+        for host in (0, 9):
+            (there_still, *early) = world.leases(world.storage, host).of(JOB.name)
+            assert (there_still.due, there_still.outcome) == (DUE, "done")
+            assert {one.outcome for one in early} == {"early"}
 
 
 @pytest.mark.parametrize(

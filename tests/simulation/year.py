@@ -20,7 +20,6 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
 
 from rooms import QUIET, drawn, make_identity, noise, reader_keys, restore
 from strongroom import wiring
@@ -32,7 +31,8 @@ from strongroom.format import segment
 from strongroom.keys.keyfile import KeyFileHolder
 from strongroom.observe.channels.base import NotTold
 from strongroom.observe.journal import Journal
-from strongroom.operations import clocks, retaining, watching
+from strongroom.observe.telling import Announced
+from strongroom.operations import alerting, clocks, retaining
 from strongroom.operations.back_up import back_up
 from strongroom.operations.browse import list_snapshots
 from strongroom.operations.check import check
@@ -46,12 +46,12 @@ from strongroom.repository.leases import Leases
 from strongroom.repository.pruning import Pruner, Rules
 from strongroom.repository.repository import Repository
 from strongroom.repository.seams import Seams
-from strongroom.rules import anomalies
 from strongroom.rules.drill import OUTCOME, Step, detail_of
 from strongroom.rules.drill import judge as verdict_of
-from strongroom.rules.messages import Message, compose
+from strongroom.rules.messages import Message
 from strongroom.rules.proof import HURT, WHOLE
 from strongroom.rules.schedule import Verdict
+from strongroom.rules.times import show_time
 from strongroom.storage.base import Buffer, Entry
 from strongroom.storage.memory import MemoryStorage
 
@@ -164,11 +164,12 @@ class Sink:
     name, each = "sink", True
 
     def __init__(self) -> None:
-        self.down = False
+        self.down, self.refused = False, 0
         self.took: list[Message] = []
 
     def send(self, message: Message) -> None:
         if self.down:
+            self.refused += 1
             raise NotTold("It does not answer.")
         self.took.append(message)
 
@@ -195,8 +196,7 @@ class Year:
     frozen: dict[str, tuple[str, ...]] = field(default_factory=dict)
     on: bool = True
     sink: Sink = field(default_factory=Sink)
-    open: dict[str, Any] = field(default_factory=dict)
-    known: dict[str, Any] = field(default_factory=dict)
+    open: set[str] = field(default_factory=set)
 
     def __post_init__(self) -> None:
         self.clocks = Clocks(self.start)
@@ -285,9 +285,12 @@ class Year:
     def wake(self) -> None:
         """What is due is run; then it is told what is wrong."""
         tried: set[str] = set()
+        odd = bool(self.clocks.ahead)
         while True:
             now = self.clocks.now()
             verdicts = judge(self.repository, self.jobs, self.leases, journal=self.journal, now=now)
+            if not tried and any(one.passed for one in verdicts):
+                self.tell()
             todo = [one for one in verdicts if one.runs and one.job.name not in tried]
             if not todo:
                 break
@@ -297,41 +300,23 @@ class Year:
             except StrongroomError as fault:
                 status = fault.exit_status
             self.ran.append((todo[0].job.name, todo[0].due, status))
-        self.tell()
+            odd = odd or status != 0
+        # On a day on which nothing is wrong, noon is soon enough: a year in seconds.
+        if odd or self.open or self.weather != Weather():
+            self.tell()
 
     def tell(self) -> None:
-        """What is wrong is told, what has ended as well."""
-        state = self.state()
-        now = self.clocks.now()
-        found = anomalies.conditions(state, now=now)
-        for action in anomalies.alerting(self.open.values(), found, now=now):
-            told = self.open.get(action.key) or anomalies.Told(action.key, now)
-            if action.condition is not None:
-                self.known[action.key] = action.condition
-            if action.word == "drop":
-                del self.open[action.key]
-                continue
-            word: Any = {"retry": "raise", "escalate": "raise"}.get(action.word, action.word)
-            message = compose(
-                word, self.known[action.key], at=now, since=told.raised, host="host", repository="r"
-            )
-            try:
-                self.sink.send(message)
-            except NotTold:
-                self.open[action.key] = replace(told, tried=told.tried + 1, last_try=now)
-            else:
-                self.open[action.key] = replace(told, sent=now, tried=0)
-                if action.word == "resolve":
-                    del self.open[action.key]
-
-    def state(self) -> anomalies.State:
-        return watching.state_of(
+        """What `run-due` does in the end: what is wrong is told, what is over as well."""
+        carried = alerting.carry_out(
             self.repository,
             self.journal,
             self.configuration,
+            [Announced(self.sink, "warning", False)],
             now=self.clocks.now(),
-            apart=clocks.clock_difference(self.storage, self.repository.seams),
+            host="host",
+            recorder=self.recorder,
         )
+        self.open = {one.key for one in carried.open}
 
     # -- steps -----------------------------------------------------------------------------
 
@@ -340,9 +325,11 @@ class Year:
     ) -> int:
         del every
         assert sign()
+        cause = {"job": verdict.job.name, "due": show_time(verdict.due)}
+        self.recorder._who = Who("host", "backup", cause=cause)
         verb, *words = argv
         try:
-            act = {
+            act: Callable[..., int] = {
                 "backup": self.back_up,
                 "check": self.check,
                 "expire": self.expire,

@@ -228,12 +228,10 @@ class _Round:
         on which the repository was made. Whoever holds one of whatever day is alone."""
         made = _day(self.repository.identity.created)
         for due in dict.fromkeys((max(made, _day(self.repository.seams.now())), made)):
-            told = leases.of(JOB)
-            if any(one.alive for one in told):
+            if any(one.alive for one in leases.of(JOB)):
                 return None
-            number = max((one.number for one in told if one.due == due), default=0) + 1
             try:
-                lease = leases.take(JOB, due, number)
+                lease = leases.take(JOB, due, leases.last(JOB, due) + 1)
             except Busy:
                 return None
             except Refused:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, tzinfo
@@ -19,7 +19,6 @@ from zoneinfo import ZoneInfo
 
 from strongroom.config.model import Configuration, Promise
 from strongroom.errors import Damaged, KeyRefused, ObjectMissing, StrongroomError
-from strongroom.format.run import Run
 from strongroom.observe.journal import Journal
 from strongroom.operations.points import log_of
 from strongroom.operations.watching import state_of
@@ -31,6 +30,7 @@ from strongroom.repository.wal import WalStore
 from strongroom.rules.anomalies import SourceState, State
 from strongroom.rules.cron import Cron
 from strongroom.rules.drill import Drilled
+from strongroom.rules.proof import checked, proved
 from strongroom.rules.recovery import Base, Window, points
 from strongroom.rules.standing import (
     Known,
@@ -46,7 +46,6 @@ from strongroom.rules.standing import (
 RECORDS = "records.json"
 _VERSION = 1
 _AT_ONCE = 8  # records that are read side by side
-_EVERYTHING = 3  # the level of a check that reads all data
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,20 +197,20 @@ class _Past:
         self._journal = journal
         self._checks = journal.runs(type="check", refresh=False)
         self._drills = [Drilled.from_run(run) for run in journal.runs(type="drill", refresh=False)]
-        self.damaged = _damaged(self._checks)
+        self.damaged = proved(self._checks).damaged
 
     def proofs(self, name: str, backups: Sequence[Snapshot]) -> list[Proof]:
-        """Drills of a source, and checks that read all of it, by their end."""
+        """Drills of a source, and checks that read all of its newest backup, by their end."""
         found = [_drilled(each) for each in self._drills if each.source == name]
         ids = {each.id for each in backups}
         for run in self._checks:
-            if _read_all(run) and any(each.time <= run.started for each in backups):
-                hurt = ids.intersection(_ids(run))
-                if hurt:
-                    what = f"{len(hurt)} of its backups are damaged"
-                    found.append(Proof(run.ended, "check", "red", what=what))
-                elif run.outcome == "done":
-                    found.append(Proof(run.ended, "check"))
+            whole, hurt = checked(run)
+            then = [each.id for each in backups if each.time <= run.started]
+            if mine := ids & hurt:
+                what = f"{len(mine)} of its backups are damaged"
+                found.append(Proof(run.ended, "check", "red", what=what))
+            elif then and then[-1] in whole:
+                found.append(Proof(run.ended, "check"))
         return sorted(found, key=lambda one: one.ended)
 
     def took(self, name: str) -> Took | None:
@@ -234,25 +233,6 @@ def _drilled(drill: Drilled) -> Proof:
     }
     at = drill.at if drill.verifies else None
     return Proof(drill.ended, "drill", words.get(drill.verdict, "red"), at, drill.what)
-
-
-def _read_all(run: Run) -> bool:
-    return run.detail.get("level") == _EVERYTHING and run.detail.get("packs_left") == 0
-
-
-def _ids(run: Run) -> list[str]:
-    found = run.detail.get("damaged_snapshots")
-    return [str(each) for each in found] if isinstance(found, list) else []
-
-
-def _damaged(checks: Iterable[Run]) -> frozenset[str]:
-    """Backups that a check found damaged, and no check of everything has found whole since."""
-    found: set[str] = set()
-    for run in checks:
-        if _read_all(run) and run.outcome in ("done", "failed"):
-            found.clear()
-        found.update(_ids(run))
-    return frozenset(found)
 
 
 # -- records -----------------------------------------------------------------------------------

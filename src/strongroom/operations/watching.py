@@ -35,7 +35,7 @@ from strongroom.rules.times import show_time
 
 USED = 20
 """So many of the newest backups of a source are looked at, besides what the journal tells."""
-_TYPES = ("backup", "drill", "check", "config", "alert", "schedule")
+_TYPES = ("backup", "drill", "check", "config", "alert", "schedule", "expire")
 _OUTCOMES = ("done", "incomplete", "failed", "refused", "interrupted", "missed")
 
 
@@ -75,16 +75,14 @@ def look(
     apart: float | None = None,
 ) -> Watched:
     """The state, and what the schedule says."""
-    ours, seams = now, repository.seams
+    ours = now
     if apart is not None and abs(apart) > SKEW:
-        off, own = timedelta(seconds=apart), seams.now
-        now += off
-        seams = replace(seams, now=lambda: own() + off)
+        now += timedelta(seconds=apart)
     known = known_runs(journal)
     jobs = jobs_of(configuration)
     leases = Leases(
         repository.catalogue,
-        seams,
+        repository.seams,
         host=socket.gethostname(),
         limit=limit(configuration),
     )
@@ -236,6 +234,7 @@ def _source(
     if not policy_of(configuration, table).says_nothing:
         of = {run.snapshot: run for run in runs}
         frozen = _frozen(repository, name, listed, of, ours=ours, now=now)
+        frozen = frozen or _refused(known["expire"], name)
     return SourceState(
         name,
         [_past(run) for run in backups],
@@ -336,6 +335,16 @@ def _frozen(
         backups.append(Backup(one.id, one.time, 0 if run is None else run.size, one.stored))
     ordered = sorted(backups, key=lambda each: (each.born, each.id))
     return freezes(ordered, now=ours, store_now=now)
+
+
+def _refused(expired: Sequence[Run], source: str) -> tuple[str, ...]:
+    """Why the newest `expire` deleted nothing of it: it has asked the store's clock too."""
+    for run in reversed(expired):
+        if run.source in ("", source):
+            frozen = run.detail.get("frozen")
+            found = frozen.get(source) if isinstance(frozen, Mapping) else None
+            return tuple(map(str, found)) if isinstance(found, list) else ()
+    return ()
 
 
 def _bad_pages(backups: Sequence[Run]) -> int:

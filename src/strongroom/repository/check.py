@@ -17,6 +17,7 @@ when the store itself stops to answer, so does the check.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 from collections import defaultdict
@@ -770,9 +771,11 @@ class Checker:
 
     def _whole(self, report: Report, read: Collection[str]) -> list[str]:
         """Ids, the newest first, of the snapshots that rest in packs that were read, and nowhere else."""
-        packs_read = {
-            packs.parse_name(name) for name in read if name.startswith(("packs/", "trees/"))
-        }
+        packs_read = set()
+        for name in read:
+            if name.startswith(("packs/", "trees/")):
+                with contextlib.suppress(ValueError):  # no pack of ours
+                    packs_read.add(packs.parse_name(name))
         doubtful = {*report.damaged_snapshots, *(missed.object for missed in report.unreached)}
         for group in self._groups.values():
             # Who has no refs is named here as well.

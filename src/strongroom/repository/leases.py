@@ -20,6 +20,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from functools import lru_cache
 from itertools import groupby
 from typing import Any
 
@@ -99,10 +100,12 @@ class Leases:
 
     def of(self, job: str) -> list[Told]:
         """What is stored of a job, the last times and all that have no end; oldest first."""
-        times = _times(self._storage.list(f"{PREFIX}{job}/"))
-        # A clock that was ahead may have left times that are still to come.
-        now = self._seams.now()
-        recent = sorted(due for due in times if due <= now)[-_RECENT:]
+        entries = list(self._storage.list(f"{PREFIX}{job}/"))
+        times = _times(entries)
+        # A clock that was ahead may have left times to come: those do not hide the last that came.
+        newest = max((entry.modified or float("inf") for entry in entries), default=0.0)
+        come = [due for due in sorted(times) if due.timestamp() <= newest + _SLACK]
+        recent = {*come[-_RECENT:], *sorted(times)[-_RECENT:]}
         found = []
         for due in sorted(times):
             numbers = times[due]
@@ -153,6 +156,11 @@ class Leases:
         if lives or max(numbers) > lease.number:
             self.end(lease, outcome="yielded", exit=Busy.exit_status)
             raise _elsewhere(lease)
+
+    def last(self, job: str, due: datetime) -> int:
+        """The number of the last host that took a time, however long ago; 0 where nobody did."""
+        found = _times(self._storage.list(f"{PREFIX}{job}/{utc_text(due)}/"))
+        return max(found.get(due, {}), default=0)
 
     def stored(self, lease: Lease) -> float | None:
         """When a lease was put, in seconds since 1970 by the store's clock; None where it tells none."""
@@ -299,6 +307,7 @@ def _has_come(text: str, now: float) -> bool:
         return False
 
 
+@lru_cache(4096)
 def _moment(text: str) -> float:
     """The time in a name, in seconds since 1970; ValueError where it is none."""
     return datetime.strptime(text, "%Y%m%dT%H%M%SZ").replace(tzinfo=UTC).timestamp()

@@ -37,7 +37,7 @@ def proved(runs: Iterable[Recorded]) -> Proof:
     damaged: set[str] = set()
     for run in runs:
         if run.type == "check":
-            whole, hurt = _ids(run.detail.get(WHOLE)), _ids(run.detail.get(HURT))
+            whole, hurt = checked(run)
             damaged = damaged - whole | hurt
             verified = (verified | whole) - hurt
         elif run.type == "drill" and run.snapshot:
@@ -49,8 +49,13 @@ def proved(runs: Iterable[Recorded]) -> Proof:
     return Proof(frozenset(verified), frozenset(damaged))
 
 
+def checked(run: Recorded) -> tuple[set[str], set[str]]:
+    """Ids of the backups that a check proved whole, and of those that it found hurt."""
+    return _ids(run.detail.get(WHOLE)), _ids(run.detail.get(HURT))
+
+
 def _ids(value: Any) -> set[str]:
     return {each for each in value if isinstance(each, str)} if isinstance(value, list) else set()
 
 
-__all__ = ["HURT", "NOTHING", "WHOLE", "Proof", "proved"]
+__all__ = ["HURT", "NOTHING", "WHOLE", "Proof", "checked", "proved"]

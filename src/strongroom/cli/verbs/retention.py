@@ -139,7 +139,7 @@ def expire(
                 frozen[judged.source] = judged.plan.frozen
         run.fault = _frozen(frozen) if frozen else None
         gone_ids = {str(row["source"]): row["expired"] for row in rows if row["expired"]}
-        run.nothing = dry_run or not (gone_ids or frozen)
+        run.nothing = dry_run
         run.problems, run.files = len(frozen), sum(map(len, gone_ids.values()))
         run.what = f"expire {run.files} backups"
         run.detail |= {"expired": gone_ids, "frozen": {k: list(v) for k, v in frozen.items()}}
