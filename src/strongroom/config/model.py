@@ -106,7 +106,8 @@ class ScheduleTable(Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     expire: Annotated[
         str | None,
         Meta(
-            description='When `expire` and, unless that fails, `prune` run, for instance "0 5 * * *".'
+            description="When `prune` and, unless that fails, `expire` run: what expires is pruned the "
+            'next time, and can be brought back until then. For instance "0 5 * * *".'
         ),
     ] = None
     drill: Annotated[

@@ -19,7 +19,7 @@ from strongroom.rules.schedule import Held, Job, PastRun, Verdict, plan, worst
 
 BACKUP, DRILL = "backup.", "drill."
 _LOOKED_AT = 20  # commit records of a source that are opened to find the last good one
-_GOES_ON = (0, 10, Refused.exit_status)  # where `expire` refuses, `prune` spares what it refused
+_GOES_ON = (0, 10, Refused.exit_status)  # what one step refuses is no fault of the next
 _OUTCOMES = {0: "done", 10: "done", 3: "incomplete", 4: "refused"}
 
 
@@ -43,7 +43,8 @@ def jobs_of(configuration: Configuration) -> list[Job]:
         step = ["check", "--read-data", "--budget", budget]
         jobs.append(job("check", table.check, step, type="check"))
     if table.expire is not None:
-        jobs.append(job("expire", table.expire, ["expire"], ["prune"], type="prune"))
+        # In this order: what goes this time can be brought back until the next.
+        jobs.append(job("expire", table.expire, ["prune"], ["expire"], type="expire"))
     if table.drill is not None:
         jobs += [
             job(
