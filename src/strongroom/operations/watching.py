@@ -30,7 +30,7 @@ from strongroom.repository.wal import Timeline, WalStore
 from strongroom.rules.anomalies import SKEW, Failed, Key, Log, Past, SourceState, State
 from strongroom.rules.drill import Drilled
 from strongroom.rules.retention import Backup, freezes
-from strongroom.rules.schedule import Job, Verdict
+from strongroom.rules.schedule import Held, Job, Verdict
 from strongroom.rules.times import show_time
 
 USED = 20
@@ -187,18 +187,20 @@ def _drill(run: Run) -> Past:
 
 def _failed(verdicts: Iterable[Verdict], known: Mapping[str, Sequence[Run]]) -> list[Failed]:
     """Jobs whose last time ended badly without a leaf that tells of it, as of a wrong configuration."""
-    told = {
-        (run.detail.get("job"), run.detail.get("due"))
-        for type in ("backup", "drill", "check")
-        for run in known[type]
-    }
     return [
         Failed(one.job.name, one.last.due, one.last.exit)
         for one in verdicts
         if one.last is not None
         and one.last.outcome == "failed"
-        and (one.job.name, show_time(one.last.due)) not in told
+        and not any(_is_of(run, one.job, one.last) for run in known.get(one.job.type, ()))
     ]
+
+
+def _is_of(run: Run, job: Job, held: Held) -> bool:
+    """Whether a leaf tells of a time of a job: it says so, or it was run for the job's source then."""
+    cause = run.detail.get("job"), run.detail.get("due")
+    then = run.source == job.source and run.started >= (held.taken or held.due)
+    return then or cause == (job.name, show_time(held.due))
 
 
 # -- a source ----------------------------------------------------------------------------------
