@@ -166,6 +166,7 @@ class Month:
         self.web, self.mailbox, self.endpoint = web, mailbox, ""
         self.random = random.Random(7)
         self.runs: list[tuple[datetime, int, str]] = []
+        self.made: dict[str, tuple[str, datetime]] = {}
 
     def run(self, *words: str, status: int | None = 0) -> tuple[int, bytes, str]:
         return self.room.run(*words, "--config", str(self.room.config), status=status)
@@ -180,6 +181,11 @@ class Month:
         with self.server.connect(database) as connection:
             cursor = connection.execute(statement.encode())
             return cursor.fetchone() if cursor.description else None
+
+    def look(self) -> None:
+        """Remember what is there: a backup stays for days at least."""
+        for one in self.json("list")["snapshots"]:
+            self.made[one["id"]] = (one["source"], datetime.fromisoformat(one["time"]))
 
     def paged(self, action: str) -> Counter[str]:
         """How often each key was told to PagerDuty: "trigger" without reminders, or "resolve"."""
@@ -290,6 +296,7 @@ def test_a_month(month: Month) -> None:
         for moment in times:
             month.due(moment)
             commits.append(month.sql("INSERT INTO ledger DEFAULT VALUES RETURNING at")[0])
+        month.look()
         told.update(befall(month, number))
         month.sql("SELECT pg_switch_wal()")
         if number not in BROKEN_ARCHIVE:
@@ -324,10 +331,8 @@ def befall(month: Month, number: int) -> list[str]:
     if number == 10:
         month.sql(REFILL, "app")
     if number == 12:
-        return [f"{kind}/{name}" for kind in ("backup-missed",) for name in ("app", "db")] + [
-            "backup-late/app",
-            "wal-stale/db",
-        ]
+        missed = ["backup-missed/app", "backup-missed/db", "backup-late/app"]
+        return [*missed, "wal-stale/db", "deletion-frozen/db"]
     if number == 18:
         month.sql("ALTER DATABASE app RENAME TO away")
         month.web.status = 500
@@ -341,32 +346,34 @@ def befall(month: Month, number: int) -> list[str]:
         quoted = command.replace("'", "''")
         month.sql(f"ALTER SYSTEM SET archive_command = '{quoted}'")
         month.sql("SELECT pg_reload_conf()")
-        return ["wal-stale/db"] if number in BROKEN_ARCHIVE else []
-    return []
+    return []  # every night's base has its own log: nothing is stale
 
 
 def assert_kept(month: Month, now: datetime) -> None:
     """What each policy demands, by dates alone."""
-    kept: dict[str, list[datetime]] = {}
-    for one in month.json("list")["snapshots"]:
-        kept.setdefault(one["source"], []).append(datetime.fromisoformat(one["time"]))
-    nights = [START.replace(hour=2, minute=0) + number * DAY for number in range(DAYS)]
-    nights = [one for at, one in enumerate(nights) if at not in (13, 14)]
-    failed = [nights[0] + number * DAY for number in (4, 19, 20)]
-    app = [
-        f"{one:%m-%d}"
-        for one in nights
-        if one + timedelta(minutes=30) + 30 * DAY > now and one not in failed
-    ]
-    assert [f"{one:%m-%d}" for one in kept["app"]] == app
+    month.look()
+    kept = {one["id"] for one in month.json("list")["snapshots"]}
+    made = {
+        name: sorted((at, id) for id, (source, at) in month.made.items() if source == name)
+        for name in ("db", "app", "vault")
+    }
+    app = {id for at, id in made["app"] if at + 30 * DAY > now}
     # The bases of seven days, and the one from which the oldest of its moments is recovered.
     opens = now - 7 * DAY
-    base = [one for one in nights if one > opens]
-    base = [*[one for one in nights if one <= opens][-1:], *base]
-    assert [f"{one:%m-%d}" for one in kept["db"]] == [f"{one:%m-%d}" for one in base]
-    firsts = [one for one in nights if one.day == 1]
-    assert [f"{one:%m-%d}" for one in kept["vault"]] == [f"{one:%m-%d}" for one in firsts]
+    base = {id for at, id in made["db"] if at > opens}
+    base |= {
+        id for at, id in made["db"] if at <= opens and (at, id) >= max_before(made["db"], opens)
+    }
+    assert kept == app | base | {id for _, id in made["vault"]}
+    assert [at.day for at, _ in made["vault"]] == [1] * len(made["vault"])
+    nights = {at.date() for at, _ in made["app"]}
+    assert len(nights) == DAYS - sum(number < DAYS for number in (4, 13, 14, 19, 20))
     assert "no damage found" in month.run("check", "--read-data")[1].decode()
+
+
+def max_before(made: list[tuple[datetime, str]], moment: datetime) -> tuple[datetime, str]:
+    """The newest that was made until a moment."""
+    return max((one for one in made if one[0] <= moment), default=(moment, ""))
 
 
 def assert_moments(month: Month, commits: list[datetime], now: datetime) -> None:
