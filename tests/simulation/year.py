@@ -16,7 +16,7 @@ import random
 import re
 from bisect import bisect_left
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -65,7 +65,7 @@ key_age = "300d"
 
 [schedule]
 check = "30 4 15 * *"
-expire = "0 5 * * *"
+expire = "{expire}"
 drill = "0 6 2 * *"
 
 [schedule.job.quarter]
@@ -186,6 +186,7 @@ class Year:
     start: datetime
     zone: str = ""
     database: str = "0 2 * * *"
+    expire_at: str = "0 5 * * *"
     seed: object = "year"
     weather: Weather = field(default_factory=Weather)
     made: list[Made] = field(default_factory=list)
@@ -193,7 +194,6 @@ class Year:
     held: dict[str, datetime | None] = field(default_factory=dict)
     proved: set[str] = field(default_factory=set)
     ran: list[tuple[str, datetime, int]] = field(default_factory=list)
-    frozen: dict[str, tuple[str, ...]] = field(default_factory=dict)
     on: bool = True
     sink: Sink = field(default_factory=Sink)
     open: set[str] = field(default_factory=set)
@@ -209,7 +209,13 @@ class Year:
             (self.folder / name).mkdir()
         path = self.folder / "strongroom.toml"
         path.write_text(
-            CONFIG.format(folder=self.folder, zone=self.zone, database=self.database, vault=VAULT)
+            CONFIG.format(
+                folder=self.folder,
+                zone=self.zone,
+                database=self.database,
+                expire=self.expire_at,
+                vault=VAULT,
+            )
         )
         self.configuration = load(config=str(path), environ={}).configuration
         self.jobs = jobs_of(self.configuration)
@@ -276,8 +282,8 @@ class Year:
                 return
             self.clocks.true = min(due, noon) + timedelta(seconds=20)
             if noon <= due:
-                at_noon(noon)
-                if self.on:
+                odd = at_noon(noon) or self.open or self.weather != Weather()
+                if self.on and (odd or noon.weekday() == 0):
                     self.tell()
             elif self.on:
                 self.wake()
@@ -301,7 +307,7 @@ class Year:
                 status = fault.exit_status
             self.ran.append((todo[0].job.name, todo[0].due, status))
             odd = odd or status != 0
-        # On a day on which nothing is wrong, noon is soon enough: a year in seconds.
+        # Where nothing is wrong, once a week is soon enough: a year in seconds.
         if odd or self.open or self.weather != Weather():
             self.tell()
 
@@ -382,40 +388,42 @@ class Year:
                 raise Damaged(f"{len(report.findings)} things are not as written.")
         return 0
 
+    def judged(self, now: datetime) -> Iterator[retaining.Judged]:
+        """The plan of each source, as `expire` and `prune` make it."""
+        apart = clocks.clock_difference(self.storage, self.repository.seams)
+        assert apart is not None
+        proof = retaining.proof_of(self.journal)
+        for name, table in self.configuration.source.items():
+            yield retaining.judge(
+                self.repository,
+                name,
+                retaining.policy_of(self.configuration, table),
+                physical=False,
+                proof=proof,
+                now=now,
+                store_now=now + timedelta(seconds=apart),
+            )
+
     def expire(self, verdict: Verdict) -> int:
-        self.frozen = {}
+        frozen: dict[str, tuple[str, ...]] = {}
         with self.recorder.recorded("expire", trigger=verdict.trigger) as run:  # type: ignore[arg-type]
             now = self.clocks.now()
-            apart = clocks.clock_difference(self.storage, self.repository.seams)
-            assert apart is not None
-            proof = retaining.proof_of(self.journal)
-            for name, table in self.configuration.source.items():
-                judged = retaining.judge(
-                    self.repository,
-                    name,
-                    retaining.policy_of(self.configuration, table),
-                    physical=False,
-                    proof=proof,
-                    now=now,
-                    store_now=now + timedelta(seconds=apart),
-                )
+            for judged in self.judged(now):
                 retaining.expire(self.repository, judged, now=now)
                 if judged.plan.frozen:
-                    self.frozen[name] = judged.plan.frozen
-            run.detail |= {"frozen": {name: [*why] for name, why in self.frozen.items()}}
-            run.problems = len(self.frozen)
-            self.decided(now)
-            if self.frozen:
+                    frozen[judged.source] = judged.plan.frozen
+            run.detail |= {"frozen": {name: [*why] for name, why in frozen.items()}}
+            run.problems = len(frozen)
+            self.decided(now, frozen)
+            if frozen:
                 raise Refused("Nothing may be deleted now.")
         return 0
 
     def prune(self, verdict: Verdict) -> int:
         with self.recorder.recorded("prune", trigger=verdict.trigger):  # type: ignore[arg-type]
-            rules = Rules(
-                pack_size=self.repository.settings.pack_size, spared=frozenset(self.frozen)
-            )
+            spared = {one.source for one in self.judged(self.clocks.now()) if one.plan.frozen}
+            rules = Rules(pack_size=self.repository.settings.pack_size, spared=frozenset(spared))
             Pruner(self.repository, rules=rules, progress=Silent()).run()
-            self.assert_kept()
         return 0
 
     def prune_to_the_bone(self) -> None:
@@ -480,17 +488,19 @@ class Year:
                     stay.add(one.id)
         return stay
 
-    def decided(self, now: datetime) -> None:
+    def decided(self, now: datetime, frozen: Container[str]) -> None:
         """An expire has decided at `now`, by this host's clock: what must stay from now on."""
         for name in (DB, VAULT):
             mine = [one for one in self.made if one.source == name and one.id in self.kept[name]]
-            if name not in self.frozen:
+            if name not in frozen:
                 self.kept[name] = self._demanded(mine, now)
+        self.assert_kept()
 
     def assert_kept(self) -> None:
-        """What is there is what the policy demands, to the backup."""
+        """What is a backup is what the policy demands, to the backup."""
+        listing = list_snapshots(self.repository)
         for name in (DB, VAULT):
-            there = {one.name[-16:] for one in self.storage.list(f"snapshots/{name}/")}
+            there = {one.id for one in listing.snapshots if one.source == name}
             assert there == self.kept[name], (name, self.clocks.true)
 
     def assert_nothing_unreachable(self) -> None:
