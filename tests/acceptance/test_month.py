@@ -32,6 +32,7 @@ from postgres.cluster_room import Restored
 from postgres.wal.room import SETTINGS, WHERE, WalRoom, program, ready, until
 from servers import S3Server
 from strongroom.errors import NotFound
+from strongroom.format.audit import leaf_name
 from strongroom.postgres.embedded import EmbeddedServer, find_server
 from strongroom.storage.faulty import flip
 
@@ -402,8 +403,7 @@ def assert_log(month: Month) -> None:
     """The audit log verifies; with one byte of one leaf changed it does not."""
     month.run("audit", "verify")
     storage = S3Server(month.endpoint, "month", "month", bucket="month").storage("repository")
-    names = [one.name for one in storage.list("audit/")]
-    name = next(one for one in names if one.endswith("17") and "checkpoints" not in one)
+    name = leaf_name(7)
     whole = storage.get(name)
     for data, status in ((flip(whole, 800), 9), (whole, 0)):
         storage.put(name, data)
