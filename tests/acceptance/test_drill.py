@@ -348,6 +348,10 @@ def _below(process: subprocess.Popen[bytes]) -> list[psutil.Process]:
 
 def test_the_page_of_a_quarter_is_kept_filled(shop: Shop, tmp_path: Path) -> None:
     page = tmp_path / "README.md"
+    drills = shop.desk.run("drill", "list", "--json").document["drills"]
+    green = {drill["source"] for drill in drills if drill["verdict"] == "green"}
+    for name in sorted({"dump", "cluster", "vault"} - green):  # where this test runs by itself
+        shop.drill(name)
     (first, *_) = shop.desk.run("drill", "list", "--json").document["drills"]
     year, month = int(first["started"][:4]), int(first["started"][5:7])
     quarter = f"{year}Q{(month - 1) // 3 + 1}"

@@ -81,7 +81,7 @@ def test_a_source_from_its_first_day_on(place: Place) -> None:
     found = place.stand()
     assert (found.word, found.kind, found.backups) == ("unproved", "files", 1)
     assert found.first == found.until == first.time
-    place.tell("check", detail={"level": 3, "packs_left": 0, "damaged_snapshots": []})
+    place.tell("check", detail={"level": 3, "packs_left": 0, "whole": [first.id]})
     found = place.stand()
     assert (found.word, found.reasons) == ("ok", ())
     assert found.proved is not None
@@ -154,7 +154,8 @@ def test_a_damaged_backup_is_not_recoverable_until_all_was_found_whole(place: Pl
     assert "1 of its backups are damaged" in found.reasons[0]
     place.tell("check", detail={"level": 1, "packs_left": 0, "damaged_snapshots": []})
     assert place.stand().until == first.time, "a look at the structure mends nothing"
-    place.tell("check", detail={"level": 3, "packs_left": 0, "damaged_snapshots": []})
+    whole = {"level": 3, "packs_left": 0, "whole": [first.id, second.id]}
+    place.tell("check", detail=whole | {"damaged_snapshots": []})
     assert place.stand().until == second.time
 
 
