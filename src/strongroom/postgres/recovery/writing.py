@@ -17,6 +17,7 @@ from contextlib import suppress
 from strongroom.errors import Damaged, StrongroomError
 from strongroom.format.content import Extent
 from strongroom.format.tree import Entry
+from strongroom.kernel import start_writing
 from strongroom.progress import Progress
 from strongroom.repository.ports import SnapshotReader
 
@@ -28,6 +29,7 @@ _BATCHES = 3
 _COMPARE = 4 * 1024 * 1024
 _AHEAD = 64
 _VECTOR = 512  # pieces in one write
+_WORTH_STARTING = 1024 * 1024  # less is left to the sync at the end
 
 Owner = tuple[int, int]
 
@@ -252,7 +254,9 @@ class Writer:
 
     def _settle(self) -> None:
         batch = self._running.popleft()
-        for extent_file, fault in batch.wait():
+        faults = list(batch.wait())
+        batch.start_writing()
+        for extent_file, fault in faults:
             what = f"{shown(extent_file.entry.path)} cannot be restored: {fault.what}"
             raise type(fault)(what, means=_NOT_STARTED, do=fault.do)
         self.written += batch.size
@@ -293,6 +297,16 @@ class _Batch:
     def start(self, snapshot: SnapshotReader) -> None:
         if self._ids:
             self._waiting = snapshot.scatter(self._ids, self._take)
+
+    def start_writing(self) -> None:
+        """Let the disk work while the next batches are decoded."""
+        ranges: dict[File, tuple[int, int]] = {}
+        for file, extent in self._spots:
+            start, end = ranges.get(file, (extent.start, extent.end))
+            ranges[file] = min(start, extent.start), max(end, extent.end)
+        for file, (start, end) in ranges.items():
+            if end - start >= _WORTH_STARTING:
+                start_writing(file.fd, start, end - start)
 
     def wait(self) -> Iterator[tuple[File, StrongroomError]]:
         for number, fault in self._waiting().items():
