@@ -78,8 +78,11 @@ class Heart:
 
     name: str = "deadman"
     beats: int = 0
+    deaf: bool = False
 
     def ping(self) -> None:
+        if self.deaf:
+            raise NotTold("deadman: the ping was answered with 500.")
         self.beats += 1
 
 
@@ -211,6 +214,17 @@ def test_a_failure_is_told_once_and_its_end_once(world: World) -> None:
     leaves = host.recorder.journal.runs(type="alert")  # type: ignore[union-attr]
     assert [run.detail["state"] for run in leaves] == ["open", "over"]
     assert {run.source for run in leaves} == {"db"}
+
+
+def test_a_dead_mans_switch_that_does_not_hear_is_said(world: World) -> None:
+    world.backup()
+    world.heart.deaf = True
+    carried = world.host().look()
+    assert not carried.pinged
+    assert carried.faults == ("deadman: the ping was answered with 500.",)
+    assert carried.well, "that nobody hears it is nothing wrong with the backups"
+    world.heart.deaf = False
+    assert world.host().look().pinged
 
 
 def test_nobody_could_be_told_it_is_tried_again_ever_more_slowly_by_everybody_at_last(

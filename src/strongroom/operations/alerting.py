@@ -49,9 +49,8 @@ if TYPE_CHECKING:
 
 JOB = "alerts"
 _LEAST = timedelta(minutes=5)  # a channel may need so long to answer
-_NAMED = (
-    20  # so many missed times of a job have a leaf each; the last of these stands for all before
-)
+_NAMED = 20
+"""So many missed times of a job have a leaf each; the last of these stands for all before it."""
 _FILE = "repository-alert.json"
 
 
@@ -60,8 +59,8 @@ class Carried:
     """What came of it: what is wrong now, what was done, by whom it was taken, or why not.
 
     `open` are the alerts that were raised and are not over; `missed` how many missed times were
-    written down; `pinged` that the dead man's switch heard that all is well; `elsewhere` that another
-    host is telling.
+    written down; `pinged` that a dead man's switch heard that all is well, `unheard` why one did not;
+    `elsewhere` that another host is telling.
     """
 
     wrong: tuple[Condition, ...] = ()
@@ -70,6 +69,7 @@ class Carried:
     open: tuple[Told, ...] = ()
     missed: int = 0
     pinged: bool = False
+    unheard: tuple[str, ...] = ()
     elsewhere: bool = False
 
     @property
@@ -81,7 +81,8 @@ class Carried:
     @property
     def faults(self) -> tuple[str, ...]:
         """Why a channel did not take something."""
-        return tuple(dict.fromkeys(one.fault for one in self.deliveries if one.fault))
+        told = (one.fault for one in self.deliveries if one.fault)
+        return tuple(dict.fromkeys((*told, *self.unheard)))
 
 
 def carry_out(
@@ -104,13 +105,14 @@ def carry_out(
     recorder.notice()
     round = _Round(repository, journal, configuration, channels, host, recorder)
     carried = round.go(now)
-    pinged = False
-    if carried.well:
-        for ping in pings:
-            with contextlib.suppress(StrongroomError):
-                ping.ping()
-                pinged = True
-    return replace(carried, pinged=pinged)
+    pinged, unheard = False, []
+    for ping in pings if carried.well else ():
+        try:
+            ping.ping()
+            pinged = True
+        except StrongroomError as fault:
+            unheard.append(fault.what)
+    return replace(carried, pinged=pinged, unheard=tuple(unheard))
 
 
 def open_alerts(journal: Journal) -> list[Told]:
@@ -158,10 +160,14 @@ class _Round:
         seen = look(self.repository, self.journal, self.configuration, now=now, apart=self.apart)
         return replace(seen, state=replace(seen.state, host=self.host))
 
+    @property
+    def _off(self) -> float:
+        """Seconds by which the storage's clock is ahead of ours, where ours is not believed; else 0."""
+        return self.apart if self.apart is not None and abs(self.apart) > SKEW else 0.0
+
     def _by_storage(self, now: datetime) -> datetime:
         """The time, by the storage's clock where ours is not believed."""
-        off = self.apart is not None and abs(self.apart) > SKEW
-        return now + timedelta(seconds=self.apart) if off and self.apart is not None else now
+        return now + timedelta(seconds=self._off)
 
     def _todo(self, seen: Watched, now: datetime) -> tuple[list[Condition], list[Action]]:
         wrong = conditions(seen.state, now=now)
@@ -176,8 +182,7 @@ class _Round:
         wrong deletion is frozen here and nowhere else, of which the clock tells enough."""
         if key.startswith("clock/"):
             return key == f"clock/{self.host}"
-        off = self.apart is not None and abs(self.apart) > SKEW
-        return not (off and key.startswith("deletion-frozen/"))
+        return not (self._off and key.startswith("deletion-frozen/"))
 
     def _open(self, seen: Watched) -> dict[str, Told]:
         return _fold(seen.known["alert"])

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime, timedelta
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 from strongroom.config.model import PostgresDrill
 from strongroom.errors import Damaged, NotFound, Refused
@@ -48,8 +48,11 @@ _MANY = 1000  # tables in a report
 _TICK = timedelta(microseconds=1)
 
 
-class DatabaseCourse:
-    """What both have in common: everything from the running server on."""
+_Server = TypeVar("_Server", bound=EmbeddedServer)
+
+
+class DatabaseCourse(Generic[_Server]):
+    """What both have in common: the throw-away server, and everything from where it runs on."""
 
     kind: Kind
     snapshot: Snapshot
@@ -74,15 +77,22 @@ class DatabaseCourse:
         self._database, self._checks = table.database or database, checks
         self._run, self._jobs, self._progress = run, jobs, progress
         self._names: list[str] = []
+        self._server: _Server | None = None
 
     @property
-    def server(self) -> EmbeddedServer:
+    def server(self) -> _Server:
         """The throw-away server."""
-        raise NotImplementedError
+        assert self._server is not None
+        return self._server
+
+    def begin(self, room: str) -> None:
+        """Everything will be below this directory."""
+        self._room = room
 
     def close(self) -> None:
         """Stop the server and delete everything that it had."""
-        self.server.close()
+        if self._server is not None:
+            self._server.close()
 
     # -- stages ----------------------------------------------------------------------------
 
@@ -245,7 +255,7 @@ def _same(said: Any, expected: str | int | bool) -> bool:
 # -- a cluster -----------------------------------------------------------------------------------
 
 
-class ClusterCourse(DatabaseCourse):
+class ClusterCourse(DatabaseCourse[Sandbox]):
     """The drill of a physical backup and its log."""
 
     kind: Kind = "physical"
@@ -262,7 +272,6 @@ class ClusterCourse(DatabaseCourse):
         self._base = self._cluster.facts[self._verdict.base.id]
         self.snapshot = self._cluster.snapshots[self._verdict.base.id]
         self.at = target.time or self._base.stop_time
-        self._sandbox: Sandbox | None = None
         log = min(self._verdict.segments + 8, 1024) * self._base.wal_segment_size
         self.size = int(self.snapshot.size * 1.05) + log
         self.facts |= {
@@ -272,21 +281,6 @@ class ClusterCourse(DatabaseCourse):
             "checksums": self._base.checksums,
             "notes": list(self._verdict.notes),
         }
-
-    @property
-    def server(self) -> EmbeddedServer:
-        """The throw-away server."""
-        assert self._sandbox is not None
-        return self._sandbox
-
-    def begin(self, room: str) -> None:
-        """Everything will be below this directory."""
-        self._room = room
-
-    def close(self) -> None:
-        """Stop the server and delete everything that it had."""
-        if self._sandbox is not None:
-            self._sandbox.close()
 
     def stages(self) -> list[Stage]:
         """From finding the programs to the checksums of pages."""
@@ -303,19 +297,18 @@ class ClusterCourse(DatabaseCourse):
 
     def _programs(self) -> str | Said:
         try:
-            self._sandbox = sandbox_for(self._cluster, self._verdict, scratch=self._room)
+            self._server = sandbox_for(self._cluster, self._verdict, scratch=self._room)
         except NotFound as fault:
             return Said("skipped", fault.what)
-        self._sandbox.apart = True
-        installation = self._sandbox.installation
+        self.server.apart = True
+        installation = self.server.installation
         version = "{}.{}".format(*installation.version)
         recorded = str(self._base.server.get("version", ""))
         return f"PostgreSQL {version} for a backup of {recorded or 'the same major'}"
 
     def _restore(self) -> str | Said:
-        assert self._sandbox is not None
         outcome = fill(
-            self._sandbox, self.repository, self._cluster, self._verdict,
+            self.server, self.repository, self._cluster, self._verdict,
             jobs=self._jobs, progress=self._progress,
         )  # fmt: skip
         spaces = len(self._base.tablespaces)
@@ -326,9 +319,8 @@ class ClusterCourse(DatabaseCourse):
         return _with_problems(said, outcome)
 
     def _recover(self) -> str | Said:
-        assert self._sandbox is not None
         recovery = recovery_of(self._verdict)
-        self._sandbox.recover(recovery, progress=self._progress)
+        self.server.recover(recovery, progress=self._progress)
         self._started()
         return f"it starts, and recovered to {self.facts['target']} over {self._verdict.segments} segments"
 
@@ -420,7 +412,7 @@ def _before(moment: datetime | None) -> datetime:
 # -- dumps ---------------------------------------------------------------------------------------
 
 
-class DumpCourse(DatabaseCourse):
+class DumpCourse(DatabaseCourse[EmbeddedServer]):
     """The drill of a logical backup: each of its databases restored into a fresh server."""
 
     kind: Kind = "logical"
@@ -435,22 +427,6 @@ class DumpCourse(DatabaseCourse):
         self._held: Mapping[str, Any] = self._recorded["databases"]
         self._major = int(self._recorded["server"]["version_number"]) // 10000
         self.size = sum(int(one["size"]) for one in self._held.values()) + (256 << 20)
-        self._server: EmbeddedServer | None = None
-
-    @property
-    def server(self) -> EmbeddedServer:
-        """The throw-away server."""
-        assert self._server is not None
-        return self._server
-
-    def begin(self, room: str) -> None:
-        """Everything will be below this directory."""
-        self._room = room
-
-    def close(self) -> None:
-        """Stop the server and delete everything that it had."""
-        if self._server is not None:
-            self._server.close()
 
     def stages(self) -> list[Stage]:
         """From an empty server on."""

@@ -24,7 +24,8 @@ import sys
 import time
 from contextlib import suppress
 
-if False:  # for the type checker: an import would cost the start its time
+TYPE_CHECKING = False  # typing itself would cost the start its time
+if TYPE_CHECKING:
     from collections.abc import Callable
 
 _PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36
