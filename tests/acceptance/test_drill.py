@@ -275,6 +275,12 @@ _STEPS = {
 _SAMPLED = {("dump", "server"), ("cluster", "recover")}  # while it restores; while it is asked
 
 
+def test_a_source_that_is_none_is_no_drill_that_failed(shop: Shop) -> None:
+    before = shop.desk.run("drill", "list", "--json").document["drills"]
+    assert shop.desk.run("drill", "run", "nosuch", status=5).code == "not-found"
+    assert shop.desk.run("drill", "list", "--json").document["drills"] == before
+
+
 @pytest.mark.parametrize(
     ("source", "at"),
     [

@@ -69,6 +69,7 @@ def test_what_goes_goes_in_two_steps_and_comes_back_after_the_first(
     assert (done["freed"], done["kept"]) == (planned["freed"], [])
     assert packs(desk) < before - 3_000_000
     assert desk.run("undelete", "vault", ids[1], status=5).code == "not-found"
+    assert "expired" not in desk.run("keep", "vault", "zzzz", status=5).error_lines[0]
     assert "no damage found" in desk.run("check", "--read-data").text
     desk.run("restore", "vault", "--to", "now")
     assert tree_of(desk.root / "now") == tree_of(desk.vault)

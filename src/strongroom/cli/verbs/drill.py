@@ -90,6 +90,8 @@ def run(
         raise UsageError(f"--scratch: {scratch} is no directory.", do="Make it first.")
     if sql and source is None:
         raise UsageError("--sql is for one source.", do="Name it, or write `sql` of its drill.")
+    from strongroom.operations.browse import find_snapshot  # noqa: PLC0415 -- numpy behind it
+
     queries = dict(map(_query, sql or ()))
     drills: list[dict[str, Any]] = []
     faults: list[tuple[Verdict, StrongroomError | None]] = []
@@ -99,6 +101,8 @@ def run(
         desk.repository() as repository,
     ):
         opening.dismiss()  # from here on each source is recorded by itself
+        if source is not None and source not in desk.configuration.source:
+            find_snapshot(repository, source)  # a name that is none is no drill that failed
         for name in names:
             wanted = _wanted(desk, name, at, queries, scratch)
             try:

@@ -61,10 +61,13 @@ def keep(
     with desk.recorded("keep", source=source) as run, desk.repository() as repository:
         try:
             snapshot = browse.find_snapshot(repository, source, backup=backup)
-        except NotFound:
+        except NotFound as nowhere:
             if release or backup in ("latest", "oldest"):
                 raise
-            snapshot = browse.find_expired(repository, source, backup)
+            try:
+                snapshot = browse.find_expired(repository, source, backup)
+            except NotFound:
+                raise nowhere from None
         run.of(snapshot)
         run.detail |= {"until": None if moment is None else moment.isoformat(), "why": why}
         run.what = f"{'release' if release else 'keep'} backup {snapshot.id} of {source}"
