@@ -16,6 +16,7 @@ of the package, so that it starts in milliseconds.
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
 import select
 import shutil
@@ -156,6 +157,10 @@ def _private_places(directory: str, mount: Callable[..., None], *, root: bool) -
             above = os.path.dirname(above)
         if above == location:
             continue
+        if (
+            above == "/"
+        ):  # what is mounted there is not below our root: the machine's would be written
+            raise OSError(errno.ENOENT, os.strerror(errno.ENOENT), f"a private {location}")
         over = f"{folder}/{number}.over"
         os.mkdir(over)
         mount("tmpfs", over, "tmpfs", _NOSUID | _NODEV, "mode=755")

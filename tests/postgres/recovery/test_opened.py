@@ -192,6 +192,23 @@ def test_log_that_makes_a_tablespace_gets_a_place_of_its_own(folder: Path, there
         story.close()
 
 
+def test_a_place_just_below_the_root_is_refused_and_not_made(story16: Story) -> None:
+    """Nothing can be laid over the root itself: making the place would make it for everybody."""
+    with opened(story16):
+        pass  # or the test is skipped
+    place = f"/strongroom-test-{os.getpid()}"
+    server = OpenedServer(
+        16, story16.fetch, story16.room.reader(story16.report), story16.facts,
+        made=[os.fsencode(place)],
+    )  # fmt: skip
+    try:
+        with pytest.raises(NoFuse, match=f"a private {place}"):
+            server.recover(Recovery(), progress=Silent())
+    finally:
+        server.close()
+    assert not os.path.lexists(place)
+
+
 def _state(folder: Path) -> dict[Path, tuple[int, ...]]:
     """Everything below a folder, and when it was changed last."""
     facts = {path: path.stat() for path in (folder, *folder.rglob("*"))}
